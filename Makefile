@@ -1,0 +1,44 @@
+# Everything a person needs, by name. `make` alone lists it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Ray would otherwise write a token into the home folder
+export RAY_AUTH_MODE ?= token
+
+.DEFAULT_GOAL := help
+
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("nst needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); PyTorch is large, this takes minutes the first time"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## Create the environment in .venv
+
+demo: install ## The whole chain on real images, on this machine (about 3 minutes)
+	$(BIN)/nst demo
+
+test: install ## All tests (real Ray, S3 and MLflow servers; under 15 minutes)
+	$(BIN)/python -m pytest
+
+test-fast: install ## Only the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: install ## Formatting, lints, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environment and what demo and tests left
+	rm -rf $(VENV) .venv-s3 .nst nst-demo build *.egg-info
+
+.PHONY: help install demo test test-fast check format clean
