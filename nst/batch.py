@@ -1,0 +1,45 @@
+"""What one training step sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """This rank's part of a global batch: P artists x K works, and as many photos.
+
+    Attributes:
+        content: [N, 3, H, W] in [-1, 1], photos.
+        style: [N, 3, H, W] in [-1, 1], artworks; the K works of an artist are neighbours.
+        labels: [N] int64, the artist (or class) of each artwork.
+        works_per_class: K.
+        step: which step of the training this batch is for.
+    """
+
+    content: Tensor
+    style: Tensor
+    labels: Tensor
+    works_per_class: int
+    step: int
+
+    @property
+    def num_images(self) -> int:
+        return len(self.content)
+
+    @property
+    def partner(self) -> Tensor:
+        """[N] int64: for each artwork another work by the same artist, itself a reference elsewhere."""
+        index = torch.arange(len(self.style), device=self.style.device)
+        k = self.works_per_class
+        return index - index % k + (index + 1) % k
+
+    def to(self, device: torch.device | str) -> Batch:
+        content, style = (
+            part.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            for part in (self.content, self.style)
+        )
+        return replace(self, content=content, style=style, labels=self.labels.to(device, non_blocking=True))

@@ -1,0 +1,111 @@
+"""The unidirectional GAN's generator (approach 2): encoders, modulator and decoder (paper, section on the
+unidirectional network). All that inference needs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nst.config import ModelConfig
+from nst.networks.blocks import AdaptiveNorm, AdaptiveResBlock, InstanceNorm, conv, upsample
+from nst.networks.content_encoder import ContentEncoder, ContentFeatures
+from nst.networks.style_code import Modulator, StyleCode, colour_statistics
+from nst.networks.wavelet_encoder import WaveletEncoder, tap_statistics
+
+MIN_STYLE_SIDE = 64
+
+
+class Decoder(nn.Module):
+    """AdaIN residual blocks at stride 8, then up to full size; gated skips at strides 4 and 2.
+
+    Skips pass an instance norm, so that they carry where things are and not how they looked.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int], num_blocks: int) -> None:
+        super().__init__()
+        full, half, quarter, eighth = widths
+        self.blocks = nn.ModuleList([AdaptiveResBlock(eighth) for _ in range(num_blocks)])
+        self.enter = InstanceNorm()
+        self.up = nn.ModuleList([conv(eighth, quarter, 3), conv(quarter, half, 3), conv(half, full, 3)])
+        self.skip = nn.ModuleList([conv(quarter, quarter, 1), conv(half, half, 1)])
+        self.skip_norm = InstanceNorm()
+        self.gate = nn.ParameterList([nn.Parameter(torch.full((1, n, 1, 1), 0.1)) for n in (quarter, half)])
+        self.norms = nn.ModuleList([AdaptiveNorm(n) for n in (quarter, half, full)])
+        self.to_rgb = conv(full, 3, 7)
+        self.colour_norm = InstanceNorm()
+        self.splits = [2 * eighth] * (2 * num_blocks) + [2 * quarter, 2 * half, 2 * full]
+
+    def forward(self, features: ContentFeatures, code: StyleCode) -> Tensor:
+        """features of N images, code of N styles -> [N, 3, H, W] in [-1, 1]."""
+        parts = iter(code.modulation.split(self.splits, dim=1))
+        hidden = self.enter(features.eighth)
+        for block in self.blocks:
+            hidden = block(hidden, next(parts), next(parts))
+        skips = (features.quarter, features.half, None)
+        for level, skip in enumerate(skips):
+            hidden = self.up[level](upsample(hidden))
+            if skip is not None:
+                hidden = hidden + self.gate[level] * self.skip[level](self.skip_norm(skip))
+            hidden = F.relu(self.norms[level](hidden, next(parts)))
+        # the style's own colour statistics: the decoder draws, the palette is the reference's
+        rgb = self.colour_norm(self.to_rgb(hidden).float(), code.colour_std, code.colour_mean)
+        return soft_clip(rgb)
+
+
+def soft_clip(images: Tensor) -> Tensor:
+    """The identity up to 0.8, then smoothly towards 1: keeps colours that a tanh would dull."""
+    knee = 0.8
+    excess = images.abs() - knee
+    bent = knee + (1 - knee) * torch.tanh(excess / (1 - knee))
+    return torch.where(excess > 0, images.sign() * bent, images)
+
+
+class Generator(nn.Module):
+    """Any content in any style: `generator(content, generator.encode_style(style))`.
+
+    Images are [N, 3, H, W] in [-1, 1]; any H and W from 16 up (padded inside to a multiple of `stride`).
+    """
+
+    stride = ContentEncoder.stride
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.content_encoder = ContentEncoder(config.content_widths)
+        self.style_encoder = WaveletEncoder(config.style_width, absolute=config.absolute_wavelets)
+        self.decoder = Decoder(config.content_widths, config.num_blocks)
+        num_statistics = 2 * sum(self.style_encoder.tap_channels)
+        self.modulator = Modulator(num_statistics, sum(self.decoder.splits))
+
+    def modulate(self, statistics: Tensor, images: Tensor) -> StyleCode:
+        """Tap statistics [M, F] and the images [M, 3, H, W] that they are of -> their codes."""
+        return self.modulator(statistics.detach(), colour_statistics(images))
+
+    def encode_style(self, style: Tensor) -> StyleCode:
+        """style [M, 3, h, w] in [-1, 1] -> the codes of M styles, to be used for any number of contents."""
+        if min(style.shape[2:]) < MIN_STYLE_SIDE:
+            factor = MIN_STYLE_SIDE / min(style.shape[2:])
+            size = [max(MIN_STYLE_SIDE, round(side * factor)) for side in style.shape[2:]]
+            style = F.interpolate(style, size, mode="bilinear", antialias=True)
+        padded, _ = pad_to_multiple(style, self.style_encoder.stride)
+        return self.modulate(tap_statistics(self.style_encoder(padded)), style)
+
+    def decode(self, features: ContentFeatures, code: StyleCode) -> Tensor:
+        return self.decoder(features, code.expand(len(features.eighth)))
+
+    def forward(self, content: Tensor, code: StyleCode) -> Tensor:
+        """content [N, 3, H, W] in [-1, 1], code of 1 or N styles -> [N, 3, H, W] in [-1, 1]."""
+        padded, (height, width) = pad_to_multiple(content, self.stride)
+        return self.decode(self.content_encoder(padded), code)[:, :, :height, :width]
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+    """Pads at the right and the bottom by mirroring; returns the original (H, W) too."""
+    height, width = images.shape[2:]
+    if min(height, width) < 16:
+        raise ValueError(f"an image of {width}x{height} pixels is too small: at least 16x16 are needed")
+    right, bottom = -width % multiple, -height % multiple
+    if right or bottom:
+        images = F.pad(images, (0, right, 0, bottom), mode="reflect")
+    return images, (height, width)

@@ -1,0 +1,138 @@
+"""From a picture's statistics to the code that drives every AdaIN of a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nst.distributed import mean_over_ranks
+
+NUM_COLOUR_STATISTICS = 9
+
+
+@dataclass(frozen=True)
+class StyleCode:
+    """The styles of M pictures, as the decoder takes them. Codes mix linearly.
+
+    Attributes:
+        modulation: [M, D], scale and shift of every AdaIN, side by side.
+        colour_mean: [M, 3], mean RGB in [-1, 1].
+        colour_std: [M, 3], its standard deviation.
+    """
+
+    modulation: Tensor
+    colour_mean: Tensor
+    colour_std: Tensor
+
+    def _map(self, function) -> StyleCode:
+        return StyleCode(function(self.modulation), function(self.colour_mean), function(self.colour_std))
+
+    def __len__(self) -> int:
+        return len(self.modulation)
+
+    def __getitem__(self, index: int | slice | Tensor) -> StyleCode:
+        """The code of one style (as a batch of one) or of several."""
+        chosen = slice(index, index + 1) if isinstance(index, int) else index
+        return self._map(lambda part: part[chosen])
+
+    def expand(self, num: int) -> StyleCode:
+        """One style for `num` images."""
+        assert len(self) in (1, num), (len(self), num)
+        return self._map(lambda part: part.expand(num, -1))
+
+    def mix(self, weights: Sequence[float] | Tensor) -> StyleCode:
+        """A weighted mean of the M styles, as a batch of one. Weights are normalised to sum 1.
+
+        Raises:
+            ValueError: as many weights as styles are needed, none negative, not all zero.
+        """
+        shares = torch.as_tensor(weights, dtype=torch.float32, device=self.modulation.device)
+        if shares.shape != (len(self),) or bool((shares < 0).any()) or float(shares.sum()) <= 0:
+            raise ValueError(
+                f"{len(self)} styles need {len(self)} weights of 0 or more, not all 0; got {shares.tolist()}"
+            )
+        shares = (shares / shares.sum())[:, None]
+        return self._map(lambda part: (part * shares).sum(dim=0, keepdim=True))
+
+    def to(self, *args, **kwargs) -> StyleCode:
+        return self._map(lambda part: part.to(*args, **kwargs))
+
+
+def colour_statistics(images: Tensor) -> Tensor:
+    """RGB mean (3), standard deviation (3) and covariances (3) of images [N, 3, H, W]: [N, 9], fp32."""
+    pixels = images.float().flatten(2)
+    mean = pixels.mean(dim=2)
+    centred = pixels - mean[:, :, None]
+    covariance = centred @ centred.transpose(1, 2) / pixels.shape[2]
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    off_diagonal = torch.stack([covariance[:, 0, 1], covariance[:, 0, 2], covariance[:, 1, 2]], dim=1)
+    return torch.cat([mean, (variance + 1e-5).sqrt(), off_diagonal], dim=1)
+
+
+class RunningStandardisation(nn.Module):
+    """Standardises each feature by its running mean and variance, the same in training and inference.
+
+    The statistics of all pictures are alike; what tells one style from another is a small deviation from
+    their mean. Without this the decoder sees nearly the same code for every style, and for hundreds of
+    steps every style gives the same picture.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    num_updates: Tensor
+
+    def __init__(self, num_features: int, momentum: float = 0.05) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("variance", torch.ones(num_features))
+        self.register_buffer("num_updates", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, features: Tensor) -> None:
+        """features [N, F], this rank's part of the batch; every rank must call."""
+        mean = mean_over_ranks(features.mean(dim=0))
+        square = mean_over_ranks(features.square().mean(dim=0))
+        self.num_updates += 1
+        share = torch.clamp(1 / self.num_updates, min=self.momentum)
+        self.mean.lerp_(mean, share)
+        self.variance.lerp_((square - mean.square()).clamp(min=1e-6), share)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return ((features - self.mean) / (self.variance + 1e-6).sqrt()).clamp(-5, 5)
+
+
+class Modulator(nn.Module):
+    """Tap and colour statistics -> 128-d code *m* -> scale and shift of every AdaIN.
+
+    A linear path beside the two-layer one lets the statistics reach the decoder from the first step.
+
+    Args:
+        num_statistics: length of the tap statistics.
+        num_outputs: AdaIN parameters needed, summed over the decoder.
+    """
+
+    def __init__(self, num_statistics: int, num_outputs: int, hidden: int = 256, code_dim: int = 128) -> None:
+        super().__init__()
+        num_features = num_statistics + NUM_COLOUR_STATISTICS
+        self.standardise = RunningStandardisation(num_features)
+        self.hidden = nn.Linear(num_features, hidden)
+        self.code = nn.Linear(hidden, code_dim)
+        self.direct = nn.Linear(NUM_COLOUR_STATISTICS, code_dim, bias=False)
+        self.outputs = nn.Linear(code_dim, num_outputs)
+        nn.init.normal_(self.outputs.weight, std=0.1 / code_dim**0.5)
+        nn.init.zeros_(self.outputs.bias)
+
+    def forward(self, statistics: Tensor, colours: Tensor) -> StyleCode:
+        """statistics [N, F] of the taps (detached), colours [N, 9]."""
+        features = torch.cat([statistics, colours], dim=1)
+        if self.training:
+            self.standardise.update(features)
+        features = self.standardise(features)
+        code = self.code(F.leaky_relu(self.hidden(features), 0.2))
+        code = code + self.direct(features[:, -NUM_COLOUR_STATISTICS:])
+        return StyleCode(self.outputs(code).float(), colours[:, :3], colours[:, 3:6])

@@ -1,0 +1,90 @@
+"""W, the wavelet CNN: the manner of a picture (Fujieda et al., arXiv 1805.08620; method: style encoder).
+
+Every Haar level joins the trunk through its own convolutions. Low bands carry the global part of a style,
+high bands the local one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nst.networks.blocks import channel_statistics, conv
+from nst.wavelets import haar_pyramid
+
+NUM_LEVELS = 4
+
+
+class WaveletEncoder(nn.Module):
+    """Four Haar levels joined to a convolution trunk.
+
+    Args:
+        width: b of the specification; taps have b, 2b, 4b, 4b channels at strides 2, 4, 8, 16.
+        absolute: take the absolute value of the detail bands, as the paper's source does, in place of the
+            signed ones.
+    """
+
+    stride = 2**NUM_LEVELS
+
+    def __init__(self, width: int, *, absolute: bool = False) -> None:
+        super().__init__()
+        b = width
+        self.absolute = absolute
+        self.tap_channels = (b, 2 * b, 4 * b, 4 * b)
+        # each level's own path: its 12 bands -> as many channels as the trunk brings
+        self.lateral = nn.ModuleList(
+            [
+                nn.Sequential(conv(12, b, 3)),
+                nn.Sequential(conv(12, b, 3)),
+                nn.Sequential(conv(12, b, 3), nn.LeakyReLU(0.2), conv(b, 2 * b, 3)),
+                nn.Sequential(conv(12, b, 3), nn.LeakyReLU(0.2), conv(b, 4 * b, 3)),
+            ]
+        )
+        joined = (2 * b, 4 * b, 8 * b)
+        self.join = nn.ModuleList([conv(n, c, 3) for n, c in zip(joined, self.tap_channels[1:], strict=True)])
+        self.down = nn.ModuleList([conv(c, c, 3, 2) for c in self.tap_channels[:-1]])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images [N, 3, H, W] in [-1, 1], H and W multiples of 16 -> taps at strides 2, 4, 8, 16."""
+        taps: list[Tensor] = []
+        trunk: Tensor | None = None
+        for level, bands in enumerate(haar_pyramid(images, NUM_LEVELS)):
+            if self.absolute:
+                bands = torch.cat([bands[:, :3], bands[:, 3:].abs()], dim=1)
+            features = F.leaky_relu(self.lateral[level](bands.contiguous()), 0.2)
+            if trunk is not None:
+                features = F.leaky_relu(self.join[level - 1](torch.cat([trunk, features], dim=1)), 0.2)
+            taps.append(features)
+            if level < NUM_LEVELS - 1:
+                trunk = F.leaky_relu(self.down[level](features), 0.2)
+        return taps
+
+
+def tap_statistics(taps: list[Tensor]) -> Tensor:
+    """Means and standard deviations of all taps, in fp32: [N, 2 * sum of tap channels]."""
+    return torch.cat([part for tap in taps for part in channel_statistics(tap)], dim=1)
+
+
+class StyleHeads(nn.Module):
+    """What E_s is judged and judges by: *z*, one unit vector an image from the taps' statistics, and maps
+    of realness logits at strides 8 and 16. Needed in training only."""
+
+    def __init__(self, tap_channels: tuple[int, ...], embedding_dim: int = 128, hidden: int = 256) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(
+            nn.Linear(2 * sum(tap_channels), hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, embedding_dim)
+        )
+        self.realness = nn.ModuleList(
+            [
+                nn.Sequential(conv(c, c // 2, 3), nn.LeakyReLU(0.2), conv(c // 2, 1, 1))
+                for c in tap_channels[2:]
+            ]
+        )
+
+    def embedding(self, taps: list[Tensor]) -> Tensor:
+        """z [N, D], fp32, unit norm."""
+        return F.normalize(self.embed(tap_statistics(taps)).float(), dim=1)
+
+    def logits(self, taps: list[Tensor]) -> list[Tensor]:
+        """Realness at strides 8 and 16: two of [N, 1, h, w]."""
+        return [head(tap) for head, tap in zip(self.realness, taps[2:], strict=True)]

@@ -1,0 +1,63 @@
+"""Named configurations. Each is a function, so that one can stand on another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from nst.config import BatchConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+def main() -> TrainConfig:
+    """The full model: 256 px, for a GPU node or more."""
+    return TrainConfig()
+
+
+def small() -> TrainConfig:
+    """Half the channels of a production model; still 256 px."""
+    return replace(main(), model=ModelConfig(content_widths=(24, 48, 96, 128), style_width=24))
+
+
+def micro() -> TrainConfig:
+    """The smallest that is worth shipping; stylizes on a laptop's CPU."""
+    return replace(main(), model=ModelConfig(content_widths=(16, 32, 64, 96), style_width=16))
+
+
+def smoke() -> TrainConfig:
+    """Two minutes on two CPU cores: shows that the whole chain works, not what the method can do.
+
+    What a minute can teach is weighed up: bands and statistics of the style, less of the contrastive terms
+    that pay off later.
+    """
+    return TrainConfig(
+        model=ModelConfig(content_widths=(16, 24, 32, 48), style_width=8, num_blocks=2, embedding_dim=64),
+        loss=LossConfig(bands=4.0, luminance=0.5, patch=0.5),
+        batch=BatchConfig(num_classes=4, size=64),
+        optim=OptimConfig(
+            encoder_lr=1e-3, generator_lr=1e-3, warmup_images=200, betas=(0.5, 0.99), ema_decay=0.99
+        ),
+        num_images=4_000,
+        precision="fp32",
+        log_every=80,
+        checkpoint_every=800,
+        preview_every=800,
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "main": main,
+    "small": small,
+    "micro": micro,
+    "smoke": smoke,
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """The configuration of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"there is no preset {name!r}; there are: {', '.join(PRESETS)}")
+    return PRESETS[name]()
