@@ -1,0 +1,167 @@
+"""The training loop, and what it needs to begin or to go on. Knows nothing of clusters: its surroundings are
+hooks. `nst.standalone` runs it on one machine, `pipelines.train_gan` under Ray Train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nst.batch import Batch
+from nst.checkpoint import load_checkpoint
+from nst.config import TrainConfig
+from nst.corpus import Corpus
+from nst.distributed import rank, reduce_mean, world_size
+from nst.loader import load_batches, random_crop
+from nst.objectives.unigan import Unigan
+from nst.sampling import DynamicBatchSampler, mix_bits
+
+NUM_PREVIEWS = 4
+
+
+@dataclass
+class TrainState:
+    """How far a training is. Everything that is random follows from the seed and the step."""
+
+    step: int = 0
+    num_images_seen: int = 0
+
+
+class Hooks(Protocol):
+    """What the surroundings do at points of the loop. Called on every rank, in the same order."""
+
+    def should_stop(self) -> bool: ...
+    def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None: ...
+    def on_preview(self, state: TrainState, objective: Unigan) -> None: ...
+    def on_checkpoint(self, state: TrainState, objective: Unigan) -> None: ...
+
+
+def train(
+    config: TrainConfig, objective: Unigan, batches: Iterator[Batch], hooks: Hooks, state: TrainState
+) -> TrainState:
+    """Trains from `state` until `config.num_images` were seen or a hook says stop; returns where it ended.
+
+    `batches` must begin at `state.step`. The last step always reports metrics, preview and checkpoint.
+    """
+    while state.num_images_seen < config.num_images and not hooks.should_stop():
+        batch = next(batches).to(objective.device)
+        assert batch.step == state.step, (batch.step, state.step)
+
+        # whatever this step draws at random follows from its number, on every rank alike
+        torch.manual_seed(mix_bits(config.seed, 5, state.step) >> 1)
+        metrics = objective.step(batch, progress=state.num_images_seen / config.num_images)
+
+        before, num_images = state.num_images_seen, batch.num_images * world_size()
+        state.step += 1
+        state.num_images_seen += num_images
+        objective.update_ema(num_images, state.num_images_seen)
+
+        is_last = state.num_images_seen >= config.num_images
+        if _is_due(before, state.num_images_seen, config.log_every) or is_last:
+            hooks.on_metrics(state, reduce_mean(metrics))
+        if _is_due(before, state.num_images_seen, config.preview_every) or is_last:
+            hooks.on_preview(state, objective)
+        if _is_due(before, state.num_images_seen, config.checkpoint_every) or is_last:
+            hooks.on_checkpoint(state, objective)
+    return state
+
+
+def _is_due(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of `every` was passed: batches vary, so counts are rarely hit exactly."""
+    return now // every > before // every
+
+
+@dataclass(frozen=True)
+class Session:
+    """A training that is ready for `train`."""
+
+    objective: Unigan
+    batches: Iterator[Batch]
+    state: TrainState
+
+
+def prepare(
+    config: TrainConfig,
+    content: Corpus,
+    style: Corpus,
+    *,
+    device: torch.device | str = "cpu",
+    checkpoint_dir: str | None = None,
+    num_loader_workers: int = 0,
+) -> Session:
+    """A training from the start, or from `checkpoint_dir` on.
+
+    Raises:
+        ValueError: the corpora and the configuration do not fit, or the checkpoint is of another training.
+    """
+    sampler = DynamicBatchSampler(style.labels, len(content), config.batch, config.seed, world_size())
+    objective = Unigan(config, device)
+    state = TrainState()
+    if checkpoint_dir is not None:
+        state = TrainState(**load_checkpoint(checkpoint_dir, objective))
+    batches = load_batches(
+        content,
+        style,
+        sampler,
+        config.batch,
+        seed=config.seed,
+        step=state.step,
+        rank=rank(),
+        world_size=world_size(),
+        num_workers=num_loader_workers,
+    )
+    return Session(objective, batches, state)
+
+
+def state_to_dict(state: TrainState) -> dict[str, int]:
+    return asdict(state)
+
+
+@dataclass(frozen=True)
+class Previews:
+    """The same contents and styles each time, so that pictures of a training can be compared.
+
+    Attributes:
+        content, style: [n, 3, size, size] in [-1, 1].
+    """
+
+    content: Tensor
+    style: Tensor
+
+    @classmethod
+    def choose(cls, config: TrainConfig, content: Corpus, style: Corpus) -> Previews:
+        """Contents evenly over their corpus; styles of as many labels as there are, up to four."""
+        contents = np.linspace(0, len(content) - 1, min(NUM_PREVIEWS, len(content))).astype(int)
+        labels = np.unique(style.labels)
+        if len(labels) > 1:
+            chosen = labels[np.linspace(0, len(labels) - 1, min(NUM_PREVIEWS, len(labels))).astype(int)]
+            styles = np.array([int(np.flatnonzero(style.labels == label)[0]) for label in chosen])
+        else:
+            styles = np.linspace(0, len(style) - 1, min(NUM_PREVIEWS, len(style))).astype(int)
+
+        def crops(corpus: Corpus, rows: np.ndarray) -> Tensor:
+            return torch.stack([random_crop(corpus.decode(int(row)), config.batch, key=0) for row in rows])
+
+        return cls(crops(content, contents), crops(style, styles))
+
+    def draw(self, objective: Unigan) -> Tensor:
+        """The grid [3, H, W] in [-1, 1]: styles along the top, contents down the left, stylized between."""
+        stylized = objective.preview(self.content.to(objective.device), self.style.to(objective.device)).cpu()
+        corner = torch.ones_like(self.content[0])
+        rows = [torch.cat([corner, *self.style], dim=2)]
+        rows += [
+            torch.cat([content, *row], dim=2) for content, row in zip(self.content, stylized, strict=True)
+        ]
+        return torch.cat(rows, dim=1)
+
+
+if __name__ == "__main__":  # `python -m nst.train`
+    import sys
+
+    from nst.standalone import main
+
+    sys.exit(main())

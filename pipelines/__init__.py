@@ -1,0 +1,1 @@
+"""The stages of the work and the command line that names them."""

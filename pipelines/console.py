@@ -1,0 +1,162 @@
+"""What a person sees of a stage: the verb and its options, progress, the result, the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+PACKAGES = tuple(str(Path(__file__).parent.parent / name) for name in ("nst", "infra", "pipelines"))
+
+EXIT_FAILED = 1
+EXIT_USER_MISTAKE = 2
+EXIT_GATE_REFUSED = 3
+
+
+class StageFailed(Exception):
+    """The stage did its work and the work failed (or too much of it did).
+
+    `message` is one line for a person; `result` is what `--json` prints all the same.
+    """
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.result = result or {}
+
+
+class GateRefused(StageFailed):
+    """A promotion gate said no."""
+
+    exit_code = EXIT_GATE_REFUSED
+
+
+class Stage(click.Command):
+    """A verb of `nst`: a function that returns its result as a dict which JSON can hold.
+
+    Adds `--json`, and turns what goes wrong into the exit codes that users rely on: 1 failed, 2 the
+    user's mistake, 3 a gate refused. Examples belong in the docstring, behind a line with `\\b`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        option = click.Option(
+            ["--json", "as_json"], is_flag=True, help="Print the result as one JSON object on the last line."
+        )
+        self.params.append(option)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        as_json = ctx.params.pop("as_json")
+        name = ctx.info_name or self.name
+        try:
+            result, exit_code = super().invoke(ctx) or {}, 0
+        except StageFailed as error:
+            result, exit_code = {**error.result, "error": str(error)}, error.exit_code
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            result, exit_code = {"error": "interrupted; the same command goes on from here"}, 130
+        except Exception as error:  # noqa: BLE001 - the edge of the program: everything gets an exit code
+            exit_code = _exit_code_of(error)
+            if exit_code == EXIT_FAILED or os.environ.get("NST_DEBUG"):
+                _print_traceback(error)
+            result = {
+                "error": f"{error}" if exit_code == EXIT_USER_MISTAKE else f"{type(error).__name__}: {error}"
+            }
+        if "error" in result:
+            click.echo(f"{name}: {result['error']}", err=True)
+        if as_json:
+            click.echo(json.dumps({**result, "exit_code": exit_code}, default=str))
+        ctx.exit(exit_code)
+
+
+def _exit_code_of(error: Exception) -> int:
+    """Our own code raises ValueError for a user's mistake and for nothing else; one that comes out of a
+    library is a fault of ours and must look like one."""
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return EXIT_FAILED
+    frame: TracebackType = error.__traceback__
+    while frame.tb_next is not None:
+        frame = frame.tb_next
+    return EXIT_USER_MISTAKE if frame.tb_frame.f_code.co_filename.startswith(PACKAGES) else EXIT_FAILED
+
+
+def _print_traceback(error: Exception) -> None:
+    if isinstance(error, OSError) and not os.environ.get("NST_DEBUG"):
+        return  # the message names the file and the cause; the stack adds nothing
+    traceback.print_exception(error)
+
+
+def say(text: str = "") -> None:
+    """One line for a person, above a progress bar where there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Progress:
+    """A bar with rate and time left on a terminal; a line now and then where there is none.
+
+        with Progress("shard", total=1000, unit="img") as progress:
+            progress.advance(32, failed=1)
+
+    `total` may be None when it is not known. Goes to standard error, so that results can be piped.
+    """
+
+    seconds_between_lines = 10.0
+
+    def __init__(self, title: str, *, total: int | None, unit: str = "img", initial: int = 0) -> None:
+        self.num_failed = 0
+        self._title = title
+        self._is_terminal = sys.stderr.isatty()
+        self._last_line = time.monotonic()
+        self._bar = tqdm(
+            desc=title,
+            total=total,
+            initial=initial,
+            unit=unit,
+            file=sys.stderr,
+            disable=False,
+            # Without a terminal tqdm would redraw into a log file: we print whole lines instead.
+            mininterval=0.1 if self._is_terminal else float("inf"),
+            miniters=None if self._is_terminal else sys.maxsize,
+            bar_format=None if self._is_terminal else "",
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, num: int = 1, *, failed: int = 0, **figures: str | float) -> None:
+        """Counts `num` items done, `failed` of them without success; `figures` stand behind the bar."""
+        self.num_failed += failed
+        self._bar.update(num)
+        if self._is_terminal:
+            shown = dict(figures) | ({"failed": self.num_failed} if self.num_failed else {})
+            if shown:
+                self._bar.set_postfix(shown, refresh=False)
+        elif time.monotonic() - self._last_line >= self.seconds_between_lines:
+            self._last_line = time.monotonic()
+            print(self._line(figures), file=sys.stderr, flush=True)
+
+    def _line(self, figures: dict[str, str | float]) -> str:
+        done, total = self._bar.n, self._bar.total
+        elapsed = max(self._bar.format_dict["elapsed"], 1e-6)
+        rate = (done - self._bar.initial) / elapsed
+        text = f"{self._title}: {done}{f'/{total}' if total else ''} {self._bar.unit}, {rate:.1f}/s"
+        if total and rate > 0:
+            text += f", {tqdm.format_interval((total - done) / rate)} left"
+        if self.num_failed:
+            text += f", {self.num_failed} failed"
+        return text + "".join(f", {name} {value}" for name, value in figures.items())
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
