@@ -1,0 +1,130 @@
+"""What MODEL means on a command line: a registered version, a checkpoint folder, a checkpoint in a bucket."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra import places, registry, storage, tracking
+from infra.registry import RegisteredVersion
+from nst.checkpoint import model_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel:
+    """A model at hand. `name` is for people; `version` is None for one that is not registered."""
+
+    name: str
+    version: int | None
+    digest: str
+    checkpoint_dir: str
+
+
+def resolve_model(model: str | None = None) -> ResolvedModel:
+    """Finds MODEL and brings its checkpoint here.
+
+    Args:
+        model: `models:/nst@champion`, `models:/nst/3`, a checkpoint's folder or URI; None: the champion.
+
+    Raises:
+        ValueError: there is no such model; says what there is, or how to get one.
+        OSError: its files cannot be read, or are not those that were registered.
+    """
+    if model is None:
+        tracking.check()
+        champion = registry.champion()
+        if champion is None:
+            where = tracking.shown(tracking.tracking_uri())
+            raise ValueError(
+                f"MLflow at {where} has no champion yet: name a checkpoint or models:/nst/VERSION, or make "
+                "one the champion with `nst promote VERSION`"
+            )
+        return _registered(champion)
+    if model.startswith("models:"):
+        tracking.check()
+        return _registered(registry.resolve(model))
+    checkpoint_dir = fetch_checkpoint(model)
+    return ResolvedModel(
+        name=model, version=None, digest=model_digest(checkpoint_dir), checkpoint_dir=checkpoint_dir
+    )
+
+
+def fetch_checkpoint(uri: str) -> str:
+    """The local folder of a checkpoint: `uri` itself, or for s3:// a copy of what inference needs, kept in
+    the user's cache for as long as the bucket holds the same.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    if not storage.is_remote(uri):
+        folder = places.local_path(uri)
+        if not all((Path(folder) / file).is_file() for file in registry.MODEL_FILES):
+            raise ValueError(
+                f"{uri} is no checkpoint (a folder with {' and '.join(registry.MODEL_FILES)}); a registered "
+                "model is written models:/nst@champion or models:/nst/3"
+            )
+        return folder
+    identity = uri
+    for file in registry.MODEL_FILES:
+        info = storage.stat(storage.join(uri, file))
+        if info is None:
+            raise ValueError(f"{uri} is no checkpoint: it has no {file}")
+        identity += f"\n{info.etag}"
+    kept = cache_dir() / hashlib.sha256(identity.encode()).hexdigest()
+    if not kept.is_dir():
+        with _new_folder() as new:
+            for file in registry.MODEL_FILES:
+                storage.download_file(storage.join(uri, file), str(Path(new) / file))
+            _keep(Path(new), kept)
+    return str(kept)
+
+
+def cache_dir() -> Path:
+    """Where fetched checkpoints are kept; safe to delete."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nst" / "models"
+
+
+def _registered(version: RegisteredVersion) -> ResolvedModel:
+    """Fetched anew each time, so that an altered artifact never goes unseen."""
+    if version.digest is None:
+        raise ValueError(f"{version} carries no digest: it was not registered by nst")
+    with _new_folder() as folder:
+        checkpoint_dir = registry.download(version, folder)
+        try:
+            found = model_digest(checkpoint_dir)
+        except ValueError as error:
+            raise OSError(f"{version}: what is stored at {version.source} is damaged ({error})") from error
+        if found != version.digest:
+            raise OSError(
+                f"{version}: what is stored at {version.source} was altered after it was registered: its "
+                f"digest is {found[:12]}, not {version.digest[:12]}; it is not used"
+            )
+        kept = cache_dir() / version.digest
+        _keep(Path(checkpoint_dir), kept)
+    name = str(version) + "".join(f" @{alias}" for alias in version.aliases)
+    return ResolvedModel(name=name, version=version.version, digest=found, checkpoint_dir=str(kept))
+
+
+def _new_folder() -> tempfile.TemporaryDirectory[str]:
+    """In the cache, so that a rename publishes it."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=".new-", dir=cache_dir())
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """Publishes a complete folder under its name in the cache. One that is there is left alone if it holds
+    the same: another process may be reading it."""
+    if kept.is_dir():
+        files = registry.MODEL_FILES
+        if all((kept / f).is_file() and (kept / f).read_bytes() == (folder / f).read_bytes() for f in files):
+            return
+        shutil.rmtree(kept)
+    try:
+        folder.rename(kept)
+    except OSError:
+        if not kept.is_dir():  # else another process was faster, with the same
+            raise

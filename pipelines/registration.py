@@ -1,0 +1,57 @@
+"""From a checkpoint to the next version of a registered model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import nst
+from infra import registry
+from infra.registry import ModelInterface
+from nst.checkpoint import model_digest
+from pipelines.models import fetch_checkpoint
+
+MODEL_CODE = Path(__file__).with_name("registered_model.py")
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pywavelets", "pyarrow")
+
+INTERFACE = ModelInterface(
+    inputs=("content", "style"),
+    outputs=("stylized",),
+    params={"strength": 1.0, "colors": "style", "max_side": 0},
+)
+
+
+def register_checkpoint(
+    checkpoint_uri: str,
+    *,
+    model_name: str = registry.DEFAULT_MODEL,
+    run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> int:
+    """Registers a checkpoint (a folder or s3:// URI) as the next version, with the alias `challenger`.
+
+    Returns:
+        The version. The same model from the same run is registered once.
+
+    Raises:
+        ValueError: it is no checkpoint, or `run_id` is unknown.
+    """
+    checkpoint_dir = fetch_checkpoint(checkpoint_uri)
+    version = registry.register(
+        checkpoint_dir,
+        name=model_name,
+        run_id=run_id,
+        digest=model_digest(checkpoint_dir),
+        python_model_path=MODEL_CODE,
+        code_paths=[Path(nst.__file__).parent],
+        pip_requirements=pip_requirements(),
+        interface=INTERFACE,
+        tags={"checkpoint": checkpoint_uri, **(tags or {})},
+    )
+    return version.version
+
+
+def pip_requirements() -> list[str]:
+    """The running versions of what stylizing needs, as an index has them (torch 2.9.0+cpu is 2.9.0 there)."""
+    return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in PACKAGES]
