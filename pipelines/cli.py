@@ -30,15 +30,17 @@ VERBS = {
 }
 
 
+def find_verb(name: str) -> click.Command:
+    module, attribute = VERBS[name][0].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        module, attribute = VERBS[cmd_name][0].split(":")
-        return getattr(importlib.import_module(module), attribute)
+        return find_verb(cmd_name) if cmd_name in VERBS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):

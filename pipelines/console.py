@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import json
 import os
 import sys
@@ -15,6 +16,8 @@ import click
 from tqdm import tqdm
 
 PACKAGES = tuple(str(Path(__file__).parent.parent / name) for name in ("nst", "infra", "pipelines"))
+
+JSON_WANTED = "nst_json"
 
 EXIT_FAILED = 1
 EXIT_USER_MISTAKE = 2
@@ -49,13 +52,17 @@ class Stage(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        option = click.Option(
-            ["--json", "as_json"], is_flag=True, help="Print the result as one JSON object on the last line."
+        self.params.append(
+            click.Option(
+                ["--json", JSON_WANTED],
+                is_flag=True,
+                expose_value=False,  # the function knows nothing of it
+                callback=lambda ctx, _, value: ctx.meta.__setitem__(JSON_WANTED, value),
+                help="Print the result as one JSON object on the last line.",
+            )
         )
-        self.params.append(option)
 
     def invoke(self, ctx: click.Context) -> Any:
-        as_json = ctx.params.pop("as_json")
         name = ctx.info_name or self.name
         try:
             result, exit_code = super().invoke(ctx) or {}, 0
@@ -74,7 +81,7 @@ class Stage(click.Command):
             }
         if "error" in result:
             click.echo(f"{name}: {result['error']}", err=True)
-        if as_json:
+        if ctx.meta.get(JSON_WANTED):
             click.echo(json.dumps({**result, "exit_code": exit_code}, default=str))
         ctx.exit(exit_code)
 
@@ -84,10 +91,13 @@ def _exit_code_of(error: Exception) -> int:
     library is a fault of ours and must look like one."""
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return EXIT_FAILED
-    frame: TracebackType = error.__traceback__
-    while frame.tb_next is not None:
-        frame = frame.tb_next
-    return EXIT_USER_MISTAKE if frame.tb_frame.f_code.co_filename.startswith(PACKAGES) else EXIT_FAILED
+    origin: TracebackType = error.__traceback__
+    while origin.tb_next is not None:
+        origin = origin.tb_next
+    code = origin.tb_frame.f_code
+    # a library written in C leaves no frame of its own: then ours is the last, but at a call, not a `raise`
+    is_raised_here = code.co_code[origin.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return EXIT_USER_MISTAKE if is_raised_here and code.co_filename.startswith(PACKAGES) else EXIT_FAILED
 
 
 def _print_traceback(error: Exception) -> None:
@@ -115,21 +125,14 @@ class Progress:
 
     def __init__(self, title: str, *, total: int | None, unit: str = "img", initial: int = 0) -> None:
         self.num_failed = 0
-        self._title = title
-        self._is_terminal = sys.stderr.isatty()
-        self._last_line = time.monotonic()
-        self._bar = tqdm(
-            desc=title,
-            total=total,
-            initial=initial,
-            unit=unit,
-            file=sys.stderr,
-            disable=False,
-            # Without a terminal tqdm would redraw into a log file: we print whole lines instead.
-            mininterval=0.1 if self._is_terminal else float("inf"),
-            miniters=None if self._is_terminal else sys.maxsize,
-            bar_format=None if self._is_terminal else "",
-            dynamic_ncols=True,
+        self._title, self._total, self._unit = title, total, unit
+        self._done = self._initial = initial
+        self._started = self._last_line = time.monotonic()
+        is_terminal = sys.stderr.isatty()
+        self._bar = (
+            tqdm(desc=title, total=total, initial=initial, unit=unit, dynamic_ncols=True)
+            if is_terminal
+            else None
         )
 
     def __enter__(self) -> Progress:
@@ -137,26 +140,25 @@ class Progress:
 
     def advance(self, num: int = 1, *, failed: int = 0, **figures: str | float) -> None:
         """Counts `num` items done, `failed` of them without success; `figures` stand behind the bar."""
+        self._done += num
         self.num_failed += failed
-        self._bar.update(num)
-        if self._is_terminal:
-            shown = dict(figures) | ({"failed": self.num_failed} if self.num_failed else {})
-            if shown:
-                self._bar.set_postfix(shown, refresh=False)
+        if self.num_failed:
+            figures = {"failed": self.num_failed, **figures}
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update(num)
         elif time.monotonic() - self._last_line >= self.seconds_between_lines:
             self._last_line = time.monotonic()
             print(self._line(figures), file=sys.stderr, flush=True)
 
     def _line(self, figures: dict[str, str | float]) -> str:
-        done, total = self._bar.n, self._bar.total
-        elapsed = max(self._bar.format_dict["elapsed"], 1e-6)
-        rate = (done - self._bar.initial) / elapsed
-        text = f"{self._title}: {done}{f'/{total}' if total else ''} {self._bar.unit}, {rate:.1f}/s"
-        if total and rate > 0:
-            text += f", {tqdm.format_interval((total - done) / rate)} left"
-        if self.num_failed:
-            text += f", {self.num_failed} failed"
-        return text + "".join(f", {name} {value}" for name, value in figures.items())
+        rate = (self._done - self._initial) / max(time.monotonic() - self._started, 1e-6)
+        parts = [f"{self._title}: {self._done}{f'/{self._total}' if self._total else ''} {self._unit}"]
+        parts.append(f"{rate:.1f}/s")
+        if self._total and rate > 0:
+            parts.append(f"{tqdm.format_interval((self._total - self._done) / rate)} left")
+        return ", ".join([*parts, *(f"{name} {value}" for name, value in figures.items())])
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

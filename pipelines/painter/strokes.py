@@ -89,7 +89,7 @@ def fill_polygons(image: Image.Image, outlines: np.ndarray, values: np.ndarray) 
     """Fills outlines [N, K, 2] one after another: `values` are float [N, 3] (0 to 1) on an RGB picture,
     [N] (0 to 1) on one of a single band."""
     polygon = ImageDraw.Draw(image).polygon
-    corners = outlines.reshape(len(outlines), -1).tolist()
+    corners = outlines.reshape(len(outlines), 2 * outlines.shape[1]).tolist()
     inks = to_bytes(values).tolist()
     for outline, ink in zip(corners, inks, strict=True):
         polygon(outline, fill=tuple(ink) if isinstance(ink, list) else ink)

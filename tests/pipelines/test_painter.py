@@ -93,3 +93,9 @@ def test_paintings_are_written_by_manner_and_open_again(tmp_path: Path) -> None:
     for path in paths:
         with Image.open(path) as image:
             assert (image.format, image.size, image.mode) == ("JPEG", SIZE, "RGB")
+
+
+def test_a_manner_paints_whatever_the_seed_leaves_to_draw() -> None:
+    # seed 1000 leaves charcoal without a single white stroke
+    for manner in MANNERS:
+        assert paint(manner, 1000, size=(96, 80)).shape == (80, 96, 3)

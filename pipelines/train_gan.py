@@ -1,0 +1,352 @@
+"""`nst train`: DDP training under Ray Train, as one MLflow run, resumed by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import ray
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from infra import cluster, places, storage, tracking
+from nst.checkpoint import CONFIG_FILE
+from nst.config import TrainConfig, override, to_dict
+from nst.corpus import Corpus
+from nst.presets import PRESETS, preset
+from pipelines.console import Progress, Stage, StageFailed, say
+from pipelines.registration import register_checkpoint
+from pipelines.train_worker import ProgressBoard, train_on_worker
+
+SECONDS_TO_WAIT_FOR_WORKERS = 60
+SECONDS_TO_WAIT_FOR_A_COLLECTIVE = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One logical training: what is trained on what, and where it lives. Written to OUT/NAME/run.json, so
+    that the same name goes on with the same thing, in the same MLflow run."""
+
+    name: str
+    out_uri: str
+    config: TrainConfig
+    content: Corpus
+    style: Corpus
+
+    @property
+    def uri(self) -> str:
+        return storage.join(self.out_uri, self.name)
+
+    @property
+    def checkpoint_uri(self) -> str:
+        return storage.join(self.uri, "checkpoint")
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "config": to_dict(self.config),
+            "content": {"uri": self.content.uri, "digest": self.content.manifest.digest},
+            "style": {"uri": self.style.uri, "digest": self.style.manifest.digest},
+        }
+
+
+@click.command("train", cls=Stage)
+@click.option("--content", "content_uri", required=True, metavar="CORPUS", help="Corpus of photos.")
+@click.option("--style", "style_uri", required=True, metavar="CORPUS", help="Corpus of artworks.")
+@click.option(
+    "--preset", "preset_name", default="small", show_default=True, help=f"One of: {', '.join(PRESETS)}."
+)
+@click.option(
+    "--out", "out_uri", required=True, metavar="URI", help="Where trainings live; a folder or s3://."
+)
+@click.option(
+    "--name",
+    default=None,
+    metavar="RUN",
+    help="Name of the training (default: the preset). The same name resumes.",
+)
+@click.option("--images", type=click.IntRange(min=1), help="Content images to train for, over all workers.")
+@click.option(
+    "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="DDP processes."
+)
+@click.option(
+    "--loader-workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Decoding processes for each DDP process.",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="SECTION.FIELD=VALUE",
+    help="Change any field of the configuration.",
+)
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Times that the workers may be restarted after a failure.",
+)
+@click.option(
+    "--model",
+    "model_name",
+    default="nst",
+    show_default=True,
+    help="Name that the result is registered under.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+def train(
+    content_uri: str,
+    style_uri: str,
+    preset_name: str,
+    out_uri: str,
+    name: str | None,
+    images: int | None,
+    num_workers: int,
+    loader_workers: int,
+    assignments: tuple[str, ...],
+    max_restarts: int,
+    model_name: str,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """Train a model from a corpus of photos and a corpus of artworks.
+
+    Runs DDP processes under Ray Train; a worker that dies is restarted from the last checkpoint. The story
+    is one MLflow run, and the result a new version in the registry with the alias `challenger`.
+
+    \b
+    Examples:
+      nst train --content corpora/photos --style corpora/paintings --preset smoke --out runs
+      nst train --content s3://b/photos --style s3://b/paintings --preset main \\
+          --out s3://b/runs --name first --num-workers 8
+      nst train ... --set loss.bands=3 --set batch.size=128 --dry-run
+    """
+    config = resolve_config(preset_name, images, assignments)
+    if dry_run:
+        say(json.dumps(to_dict(config), indent=2))
+        return {"config": to_dict(config)}
+    if "/" in (name or "") or (name or "").startswith("."):
+        raise ValueError(f"--name {name!r} must be a plain name, without slashes or a leading dot")
+    training = Training(
+        name=name or preset_name,
+        out_uri=places.absolute(out_uri),
+        config=config,
+        content=open_corpus(content_uri, "content"),
+        style=open_corpus(style_uri, "style"),
+    )
+    known = read_known_run(training)
+    if known.get("status") == "FINISHED":
+        say(f"{training.uri} is finished; another --name trains anew")
+        return known["result"]
+    tracking.check()
+    storage.check_access(training.uri)
+    return run_training(training, known, num_workers, loader_workers, max_restarts, model_name)
+
+
+def resolve_config(preset_name: str, images: int | None, assignments: tuple[str, ...]) -> TrainConfig:
+    """Preset, then `--set`, then `--images`."""
+    changes = {}
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment!r} must be SECTION.FIELD=VALUE, such as loss.bands=3")
+        changes[path] = value
+    if images is not None:
+        changes["num_images"] = str(images)
+    return override(preset(preset_name), changes)
+
+
+def open_corpus(uri: str, role: str) -> Corpus:
+    uri = places.absolute(uri)
+    corpus = Corpus.open(uri, storage=storage.ObjectStorage() if storage.is_remote(uri) else None)
+    if corpus.manifest.role != role:
+        raise ValueError(
+            f"{uri} is a {corpus.manifest.role} corpus; --{role} needs one sharded with --role {role}"
+        )
+    return corpus
+
+
+def read_known_run(training: Training) -> dict[str, Any]:
+    """What OUT/NAME/run.json says of an earlier start, {} if there was none.
+
+    Raises:
+        ValueError: the name belongs to a training of something else.
+    """
+    uri = storage.join(training.uri, "run.json")
+    if not storage.exists(uri):
+        return {}
+    known = json.loads(storage.read_bytes(uri))
+    for part, value in training.identity().items():
+        if known["identity"][part] != value:
+            raise ValueError(
+                f"{training.uri} was started with another {part}; give this training another --name"
+            )
+    return known
+
+
+def write_known_run(
+    training: Training, run_id: str, status: str, result: dict[str, Any] | None = None
+) -> None:
+    record = {"identity": training.identity(), "run_id": run_id, "status": status, "result": result}
+    storage.write_bytes(storage.join(training.uri, "run.json"), json.dumps(record, indent=2).encode())
+
+
+def run_training(
+    training: Training,
+    known: dict[str, Any],
+    num_workers: int,
+    loader_workers: int,
+    max_restarts: int,
+    model_name: str,
+) -> dict[str, Any]:
+    """Everything between a checked command line and a registered version."""
+    info = cluster.connect(min_cpus=num_workers)
+    use_gpu = info.num_gpus > 0
+    if use_gpu and info.num_gpus < num_workers:
+        raise ValueError(f"--num-workers {num_workers} need as many GPUs; the cluster has {info.num_gpus:g}")
+    run = tracking.TrackedRun.start(
+        training.name,
+        run_id=known.get("run_id"),
+        tags={"nst.training": training.uri, "nst.commit": code_version()},
+    )
+    run.log_params({"num_workers": num_workers, **to_dict(training.config)})
+    run.log_dict(to_dict(training.config), "config.json")
+    for role, corpus in (("content", training.content), ("style", training.style)):
+        run.log_corpus(storage.name(corpus.uri), corpus.uri, corpus.manifest.digest, context=role)
+    run.flush()
+    write_known_run(training, run.run_id, "RUNNING")
+    say(f"training {training.uri} with {num_workers} workers on {'GPUs' if use_gpu else 'CPUs'}")
+    try:
+        result = fit(training, run.run_id, num_workers, loader_workers, max_restarts, use_gpu)
+        publish_checkpoint(result, training)
+        version = register_checkpoint(training.checkpoint_uri, run_id=run.run_id, model_name=model_name)
+    except KeyboardInterrupt:
+        run.finish("KILLED")
+        write_known_run(training, run.run_id, "KILLED")
+        raise
+    except Exception:
+        run.finish("FAILED")
+        write_known_run(training, run.run_id, "FAILED")
+        raise
+    figures = {key: value for key, value in (result.metrics or {}).items() if isinstance(value, int | float)}
+    summary = {
+        "run_id": run.run_id,
+        "checkpoint": training.checkpoint_uri,
+        "model": f"models:/{model_name}/{version}",
+        "version": version,
+        "num_images_seen": int(figures.get("num_images_seen", 0)),
+    }
+    run.finish("FINISHED")
+    write_known_run(training, run.run_id, "FINISHED", summary)
+    say(f"checkpoint  {summary['checkpoint']}")
+    say(f"registered  {summary['model']} (alias challenger)")
+    say(f"run         {run.run_id} in {tracking.shown(tracking.tracking_uri())}")
+    return summary
+
+
+def fit(
+    training: Training, run_id: str, num_workers: int, loader_workers: int, max_restarts: int, use_gpu: bool
+) -> Result:
+    """Ray Train's part.
+
+    Raises:
+        StageFailed: the workers failed more often than allowed, or never came.
+    """
+    filesystem, path = storage.pyarrow_filesystem(training.uri)
+    board = ProgressBoard.remote()
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config={
+            "identity": training.identity(),
+            "run_id": run_id,
+            "tracking_uri": tracking.tracking_uri(),
+            "board": board,
+            "num_threads": max(1, (os.cpu_count() or 1) // num_workers),
+            "num_loader_workers": loader_workers,
+        },
+        torch_config=TorchConfig(timeout_s=SECONDS_TO_WAIT_FOR_A_COLLECTIVE),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=max_restarts, controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SECONDS_TO_WAIT_FOR_WORKERS))
+    with _shown_progress(board, training.config.num_images):
+        try:
+            return trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise StageFailed(
+                f"the training failed after {max_restarts} restarts: {_root_cause(error)}"
+            ) from error
+
+
+def publish_checkpoint(result: Result, training: Training) -> None:
+    """Copies Ray Train's last checkpoint to OUT/NAME/checkpoint, config.json last."""
+    if result.checkpoint is None:
+        raise StageFailed("the training ended without a checkpoint")
+    with tempfile.TemporaryDirectory(prefix="nst-checkpoint-") as folder:
+        result.checkpoint.to_directory(folder)
+        files = sorted(Path(folder).iterdir(), key=lambda path: path.name == CONFIG_FILE)
+        for path in files:
+            storage.upload_file(str(path), storage.join(training.checkpoint_uri, path.name))
+
+
+@contextmanager
+def _shown_progress(board: Any, num_images: int) -> Iterator[None]:
+    """A bar that follows what rank 0 writes on the board."""
+    done = threading.Event()
+
+    def follow() -> None:
+        with Progress("train", total=num_images) as progress:
+            shown = 0
+            while not done.wait(0.5):
+                try:
+                    seen, figures = ray.get(board.read.remote(), timeout=10)
+                except ray.exceptions.RayError:
+                    return  # the bar is a comfort: its loss must not end a training
+                progress.advance(seen - shown, **figures)
+                shown = seen
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        time.sleep(0.6)  # let the last figures reach the bar
+        done.set()
+        thread.join(timeout=15)
+
+
+def _root_cause(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def code_version() -> str:
+    """The commit of the working tree, "unknown" outside of one."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    train()

@@ -1,0 +1,180 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nst.checkpoint import load_generator, model_digest, read_config, save_checkpoint
+from nst.config import override
+from nst.networks.blocks import num_parameters
+from nst.networks.generator import Generator
+from nst.presets import preset
+from nst.standalone import find_checkpoint
+from nst.train import Previews, TrainState, prepare, state_to_dict, train
+
+
+class Recorder:
+    """Hooks that keep everything; `stop_at` images it asks the loop to stop."""
+
+    def __init__(self, folder=None, stop_at=None):
+        self.folder, self.stop_at, self.metrics, self.checkpoints, self.seen = folder, stop_at, [], [], 0
+
+    def should_stop(self):
+        return self.stop_at is not None and self.seen >= self.stop_at
+
+    def on_metrics(self, state, metrics):
+        self.metrics.append((state.num_images_seen, metrics))
+
+    def on_preview(self, state, objective):
+        pass
+
+    def on_checkpoint(self, state, objective):
+        self.seen = state.num_images_seen
+        self.checkpoints.append(state.num_images_seen)
+        if self.folder is not None:
+            path = self.folder / str(state.num_images_seen)
+            path.mkdir()
+            save_checkpoint(path, objective, state_to_dict(state))
+
+
+def run(config, corpora, hooks=None, checkpoint_dir=None, **kwargs):
+    session = prepare(config, *corpora, checkpoint_dir=checkpoint_dir, **kwargs)
+    train(config, session.objective, session.batches, hooks or Recorder(), session.state)
+    return session
+
+
+def weights(session):
+    return {
+        f"{name}.{key}": value.clone()
+        for name, network in session.objective.networks().items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_a_seed_decides_everything(corpora, tiny):
+    first, second = run(tiny, corpora), run(tiny, corpora)
+    assert_same(weights(first), weights(second))
+    other = run(override(tiny, {"seed": "1"}), corpora)
+    assert any(not torch.equal(value, weights(other)[name]) for name, value in weights(first).items())
+
+
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(corpora, tiny, tmp_path):
+    whole = run(tiny, corpora)
+    cut = Recorder(tmp_path, stop_at=24)
+    run(tiny, corpora, cut)
+    assert cut.checkpoints == [24]
+    resumed = run(tiny, corpora, checkpoint_dir=str(tmp_path / "24"))
+    assert resumed.state == TrainState(step=8, num_images_seen=64)
+    assert_same(weights(whole), weights(resumed))
+    for name, optimizer in whole.objective.optimizers().items():
+        other = resumed.objective.optimizers()[name].state_dict()["state"]
+        for index, slots in optimizer.state_dict()["state"].items():
+            assert all(
+                torch.equal(torch.as_tensor(slots[key]), torch.as_tensor(other[index][key])) for key in slots
+            )
+
+
+@pytest.mark.slow
+def test_loader_workers_change_nothing(corpora, tiny):
+    assert_same(weights(run(tiny, corpora)), weights(run(tiny, corpora, num_loader_workers=2)))
+
+
+def test_hooks_are_called_when_thresholds_are_crossed(corpora, tiny):
+    hooks = Recorder()
+    run(tiny, corpora, hooks)
+    assert [seen for seen, _ in hooks.metrics] == [16, 32, 48, 64]
+    assert hooks.checkpoints == [24, 48, 64]
+    assert all(value == value for _, metrics in hooks.metrics for value in metrics.values())  # no NaN
+
+
+@pytest.mark.slow
+def test_it_learns(corpora, tiny):
+    hooks = Recorder()
+    config = override(tiny, {"num_images": "800", "optim.warmup_images": "50"})
+    run(config, corpora, hooks)
+    first, last = hooks.metrics[0][1], hooks.metrics[-1][1]
+    assert last["generator/luminance"] < 0.5 * first["generator/luminance"]  # keeps the content
+    assert last["generator/bands"] < 0.9 * first["generator/bands"]  # takes the style
+    assert last["encoder/matrix"] < 0.7 * first["encoder/matrix"]  # tells the artists apart
+
+
+def test_the_checkpoint_is_the_model(corpora, tiny, tmp_path):
+    hooks = Recorder(tmp_path)
+    session = run(tiny, corpora, hooks)
+    folder = tmp_path / "64"
+    assert read_config(folder) == tiny
+    generator = load_generator(str(folder))
+    previews = Previews.choose(tiny, *corpora)
+    code = generator.encode_style(previews.style)
+    drawn = torch.stack([generator(previews.content, code[index]) for index in range(len(code))], dim=1)
+    torch.testing.assert_close(drawn, session.objective.preview(previews.content, previews.style))
+    assert model_digest(folder) == model_digest(folder)
+    assert model_digest(folder) != model_digest(tmp_path / "48")
+
+
+def test_damaged_checkpoints_are_named(corpora, tiny, tmp_path):
+    run(tiny, corpora, Recorder(tmp_path))
+    with pytest.raises(ValueError, match=r"nowhere is not a checkpoint"):
+        load_generator(str(tmp_path / "nowhere"))
+    weights_path = tmp_path / "64" / "model.safetensors"
+    weights_path.write_bytes(weights_path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_generator(str(tmp_path / "64"))
+    with pytest.raises(ValueError, match="another configuration"):
+        prepare(override(tiny, {"model.num_blocks": "2"}), *corpora, checkpoint_dir=str(tmp_path / "48"))
+
+
+@pytest.mark.parametrize("name", ["main", "small", "micro", "smoke"])
+def test_every_preset_draws_any_size(name):
+    generator = Generator(preset(name).model).eval()
+    with torch.no_grad():
+        code = generator.encode_style(torch.rand(2, 3, 50, 70) * 2 - 1)
+        stylized = generator(torch.rand(2, 3, 37, 61) * 2 - 1, code)
+    assert stylized.shape == (2, 3, 37, 61)
+    assert stylized.abs().max() <= 1
+
+
+def test_sizes_of_the_presets():
+    sizes = {name: num_parameters(Generator(preset(name).model)) / 1e6 for name in ("main", "small", "micro")}
+    assert sizes["main"] == pytest.approx(5.5, abs=0.1)
+    assert sizes["small"] == pytest.approx(2.8, abs=0.1)
+    assert sizes["micro"] == pytest.approx(1.55, abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_torchrun_and_one_process_train_the_same_model(corpora, tmp_path):
+    content, style = corpora
+    common = ["--content", content.uri, "--style", style.uri, "--preset", "smoke", "--images", "48"]
+    common += ["--set", "batch.size=32", "--set", "model.content_widths=[8,8,8,8]", "--set", "log_every=8"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = [sys.executable, "-m", "nst.train", *common, "--out", str(tmp_path / "one")]
+    subprocess.run(alone, check=True, env=environment, timeout=120)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    both = [*launcher, "-m", "nst.train", *common, "--out", str(tmp_path / "two")]
+    subprocess.run(both, check=True, env=environment, timeout=120)
+    one, two = (load_generator(str(find_checkpoint(tmp_path / name))).state_dict() for name in ("one", "two"))
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_nst_trains_without_ray_mlflow_and_boto3(corpora, tmp_path):
+    content, style = corpora
+    program = f"""
+import sys
+for name in ("ray", "mlflow", "boto3", "botocore", "click", "infra", "pipelines"):
+    sys.modules[name] = None
+from nst.standalone import main
+sys.exit(main(["--content", {content.uri!r}, "--style", {style.uri!r}, "--preset", "smoke", "--images", "16",
+               "--set", "batch.size=32", "--out", {str(tmp_path)!r}]))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert find_checkpoint(tmp_path) is not None
