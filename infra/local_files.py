@@ -1,0 +1,137 @@
+"""What `infra.storage` does with local folders: atomic writes, listing in the order of an object store."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import shutil
+import stat as stat_modes
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+log = logging.getLogger(__name__)
+
+# Some file systems (exFAT, a few FUSE ones) have no hard links.
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+@contextlib.contextmanager
+def naming(uri: str) -> Iterator[None]:
+    """An OSError that does not say which file it is about gets `uri` as its file name (same class)."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), uri) from error
+
+
+def etag_of(status: os.stat_result) -> str:
+    """Changes whenever the file is written: modification time and size."""
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def file_status(path: str) -> os.stat_result | None:
+    """The status of a regular file; None where there is none (a folder is none)."""
+    try:
+        status = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status if stat_modes.S_ISREG(status.st_mode) else None
+
+
+def write(path: str, source: bytes | IO[bytes], *, if_absent: bool) -> bool:
+    """Writes a whole file or nothing: temporary file, fsync, then rename (or link, which refuses to replace).
+
+    Returns:
+        False if `if_absent` and the file was there already.
+    """
+    target = Path(path)
+    with naming(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if if_absent and target.exists():
+            return False
+        temporary = temporary_beside(target)
+        try:
+            with temporary.open("xb") as file:
+                if isinstance(source, bytes):
+                    file.write(source)
+                else:
+                    shutil.copyfileobj(source, file, 4 << 20)
+                file.flush()
+                os.fsync(file.fileno())
+            return publish(temporary, target, if_absent=if_absent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(target: Path) -> Path:
+    """A fresh hidden name in the same folder, so that the rename stays on one file system."""
+    return target.parent / f".nst-{secrets.token_hex(8)}.tmp"
+
+
+def publish(temporary: Path, target: Path, *, if_absent: bool = False) -> bool:
+    """Gives a complete temporary file its name in one step. Returns False if `if_absent` and it was taken."""
+    if if_absent:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            # Not atomic against another writer at this very moment, but the best this file system has.
+            if target.exists():
+                return False
+            temporary.replace(target)
+    else:
+        temporary.replace(target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # the name itself survives a power cut too
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def walk(root: str, *, include_hidden: bool) -> Iterator[tuple[str, os.stat_result]]:
+    """(posix path relative to `root`, status) of every file below `root`, in plain string order of the paths.
+
+    One folder's names are in memory at a time (and its parents'). Links to folders are not entered, and links
+    to files only where the file lies inside `root`; how many were left out is logged.
+    """
+    resolved_root = os.path.realpath(root)
+    num_left_out = 0
+    pending = [_entries(resolved_root, "", include_hidden)]
+    while pending:
+        entry = next(pending[-1], None)
+        if entry is None:
+            pending.pop()
+            continue
+        key, item = entry
+        try:
+            if item.is_symlink():
+                inside = os.path.realpath(item.path).startswith(resolved_root.rstrip("/") + "/")
+                if not inside or not item.is_file():
+                    num_left_out += 1
+                    continue
+            if item.is_dir():
+                pending.append(_entries(item.path, key + "/", include_hidden))
+            elif item.is_file():
+                yield key, item.stat()
+        except FileNotFoundError:
+            continue  # it went away while we walked
+    if num_left_out:
+        log.warning("%s: left out %d links that lead to folders or out of it", root, num_left_out)
+
+
+def _entries(folder: str, prefix: str, include_hidden: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    with naming(folder), os.scandir(folder) as found:
+        entries = [entry for entry in found if include_hidden or not entry.name.startswith(".")]
+    # "a/b" comes after "a.b" in the order of whole paths, though "a" comes before "a.b".
+    entries.sort(key=lambda entry: entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name)
+    return ((prefix + entry.name, entry) for entry in entries)

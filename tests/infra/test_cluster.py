@@ -1,0 +1,215 @@
+"""The private Ray of this machine, in processes of its own; joining another; bounded task submission."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.exceptions import WorkerCrashedError
+
+from infra import cluster, places
+from tests.servers import REPOSITORY, ray_cluster
+
+
+def run_program(program: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs `program` in a fresh process with an empty home and none of Ray's settings."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    home.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env={**environment, "HOME": str(home), **variables},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+LOCAL_PROGRAM = """
+import json, os
+import ray  # before us, as a pipeline module does
+from infra import cluster
+
+@ray.remote
+def look():
+    import nst, infra, pipelines
+    return os.environ["RAY_AUTH_MODE"]
+
+first = cluster.connect(min_cpus=2)
+again = cluster.connect(min_cpus=1)
+larger = cluster.connect(min_cpus=first.num_cpus + 1)
+mode = ray.get(look.remote())
+mine = cluster._local.folder
+cluster.disconnect()
+print(json.dumps({"first": first.num_cpus, "again": again.num_cpus, "larger": larger.num_cpus,
+                  "is_local": larger.is_local, "mode": mode, "left": os.path.exists(mine),
+                  "token": len(os.environ["RAY_AUTH_TOKEN"])}))
+"""
+
+
+@pytest.mark.slow
+def test_a_local_instance_is_private_quiet_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run_program(LOCAL_PROGRAM, tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == ""
+    seen = json.loads(done.stdout)  # nothing else is printed
+    assert seen["first"] >= max(2, cluster.num_usable_cpus())
+    assert seen["again"] == seen["first"]
+    assert seen["larger"] == seen["first"] + 1
+    assert seen["is_local"]
+    assert seen["mode"] == "token"
+    assert seen["token"] == 64
+    assert not seen["left"]
+    assert not (tmp_path / "home" / ".ray").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "nothing usable answers"),
+        ("no-such-host.invalid:6379", "nothing usable answers"),
+        ("http://127.0.0.1:8265", "nst submit"),
+        ("ray://127.0.0.1:10001", "nst submit"),
+        ("127.0.0.1:port", "nothing usable answers"),
+    ],
+)
+def test_an_address_that_cannot_be_joined_says_so(
+    monkeypatch: pytest.MonkeyPatch, address: str, message: str
+) -> None:
+    if ray.is_initialized():
+        cluster.disconnect()
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=message) as caught:
+        cluster.connect()
+    assert address in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_listener_that_is_no_ray_head_is_found_out_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    if ray.is_initialized():
+        cluster.disconnect()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(ValueError, match="no Ray head"):
+            cluster.connect()
+        assert time.monotonic() - started < 30
+
+
+@ray.remote
+def double(number: int) -> int:
+    return 2 * number
+
+
+@ray.remote
+def stumble(kind: str) -> None:
+    if kind == "library":
+        int("no number")
+    places.join("out", "../climbs")
+
+
+@ray.remote
+def die_once(mark: str) -> str:
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os._exit(1)
+    return "came back"
+
+
+@ray.remote(max_retries=0)
+def die() -> None:
+    os._exit(1)
+
+
+@ray.remote
+def sleep_if_odd(number: int) -> None:
+    if number % 2:
+        time.sleep(600)
+
+
+@pytest.fixture
+def local_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster.connect(min_cpus=2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+class TestRunBounded:
+    def test_arguments_are_taken_as_they_are_needed(self) -> None:
+        taken: list[int] = []
+
+        def arguments():
+            for number in range(20):
+                taken.append(number)
+                yield (number,)
+
+        results = cluster.run_bounded(double, arguments(), max_in_flight=3)
+        first = next(results)
+        assert len(taken) == 3
+        assert sorted([first, *results]) == [2 * number for number in range(20)]
+
+    def test_nothing_to_do_is_done(self) -> None:
+        assert list(cluster.run_bounded(double, [], max_in_flight=1)) == []
+
+    def test_a_users_mistake_stays_one_and_a_librarys_does_not(self) -> None:
+        with pytest.raises(ValueError, match="climbs"):
+            list(cluster.run_bounded(stumble, [("ours",)], max_in_flight=1))
+        with pytest.raises(RuntimeError, match="no number"):
+            list(cluster.run_bounded(stumble, [("library",)], max_in_flight=1))
+
+    def test_a_killed_worker_is_replaced(self, tmp_path: Path) -> None:
+        arguments = [(str(tmp_path / "mark"),)]
+        assert list(cluster.run_bounded(die_once, arguments, max_in_flight=1)) == ["came back"]
+
+    def test_one_that_always_dies_is_an_error(self) -> None:
+        with pytest.raises(WorkerCrashedError):
+            list(cluster.run_bounded(die, [()], max_in_flight=1))
+
+    def test_leaving_early_frees_the_cpus(self) -> None:
+        results = cluster.run_bounded(sleep_if_odd, [(number,) for number in range(4)], max_in_flight=4)
+        next(results)
+        assert isinstance(results, Generator)
+        results.close()
+        assert list(cluster.run_bounded(double, [(1,)], max_in_flight=1)) == [2]
+
+
+JOIN_PROGRAM = """
+from infra import cluster
+import ray
+
+@ray.remote
+def where():
+    import nst
+    return nst.__file__, ray.util.get_node_ip_address()
+
+try:
+    print(cluster.connect())
+    print(sorted(set(cluster.run_bounded(where, [() for _ in range(6)], max_in_flight=4))))
+except ValueError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.slow
+def test_joining_a_cluster_needs_its_token(tmp_path: Path) -> None:
+    with ray_cluster(2) as running:
+        joined = run_program(JOIN_PROGRAM, tmp_path / "home", **running.environment)
+        assert joined.returncode == 0, joined.stderr
+        assert "num_cpus=4, num_gpus=0, num_nodes=3, is_local=False" in joined.stdout
+        wrong = {**running.environment, "RAY_AUTH_TOKEN": "0" * 64}
+        started = time.monotonic()
+        refused = run_program(JOIN_PROGRAM, tmp_path / "home", **wrong)
+        assert time.monotonic() - started < 30
+        assert refused.stdout.startswith("refused: RAY_ADDRESS is ")
+        assert "RAY_AUTH_TOKEN" in refused.stdout
