@@ -130,28 +130,25 @@ def run_bounded(
     """Calls `remote_function.remote(*tuple)` for every tuple and yields the results as they complete.
 
     `arguments` is consumed lazily: at most `max_in_flight` calls are pending. Ray repeats a call whose worker
-    or node died; an error that outlives that, or one that the function raised, is raised here, and what is
-    pending is cancelled.
+    or node died; an error that outlives that, or one that the function raised, is raised here. What is pending
+    then ends with this program: tasks must not mind running to their end (`ray.cancel` of a task that finishes
+    at that moment aborts the driver in Ray 2.60).
     """
     assert max_in_flight >= 1
     remaining = iter(arguments)
     pending: set[Any] = set()
-    try:
-        while True:
-            while len(pending) < max_in_flight and (call := next(remaining, None)) is not None:
-                pending.add(remote_function.remote(*call))
-            if not pending:
-                return
-            done = _wait_for_one(list(pending))
-            pending.discard(done)
-            try:
-                result = ray.get(done)
-            except RayTaskError as error:
-                raise _cause(error) from error
-            yield result
-    finally:
-        for reference in pending:
-            ray.cancel(reference)
+    while True:
+        while len(pending) < max_in_flight and (call := next(remaining, None)) is not None:
+            pending.add(remote_function.remote(*call))
+        if not pending:
+            return
+        done = _wait_for_one(list(pending))
+        pending.discard(done)
+        try:
+            result = ray.get(done)
+        except RayTaskError as error:
+            raise _cause(error) from error
+        yield result
 
 
 def on_every_node(

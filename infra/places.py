@@ -36,7 +36,7 @@ def local_path(uri: str) -> str:
         if not path.startswith("/"):
             raise ValueError(f"{uri}: a file URI looks like file:///absolute/path")
         return path
-    if "://" in uri:
+    if "://" in uri or uri.startswith("s3:"):
         raise ValueError(f"{uri}: only folders, file:/// and s3:// are supported")
     return uri
 

@@ -120,7 +120,7 @@ def load_generator(checkpoint_dir: str | Path, *, device: str | torch.device = "
     except RuntimeError as error:
         raise ValueError(f"the weights in {checkpoint_dir} do not fit its {CONFIG_FILE}: {error}") from None
     generator.eval().requires_grad_(False)
-    return generator.to(device, memory_format=torch.channels_last)
+    return generator.to(device).to(memory_format=torch.channels_last)
 
 
 def model_digest(checkpoint_dir: str | Path) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from nst.config import BatchConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from nst.config import BatchConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, override
 
 
 def main() -> TrainConfig:
@@ -50,6 +50,23 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "micro": micro,
     "smoke": smoke,
 }
+
+
+def resolve_config(name: str, num_images: int | None, assignments: Iterable[str]) -> TrainConfig:
+    """Preset, then changes as `section.field=value`, then the number of images.
+
+    Raises:
+        ValueError: no such preset or field, or a value of the wrong kind.
+    """
+    changes = {}
+    for assignment in assignments:
+        path, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment!r} must be SECTION.FIELD=VALUE, such as loss.bands=3")
+        changes[path] = value
+    if num_images is not None:
+        changes["num_images"] = str(num_images)
+    return override(preset(name), changes)
 
 
 def preset(name: str) -> TrainConfig:

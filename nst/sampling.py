@@ -124,7 +124,7 @@ class DynamicBatchSampler:
         self.num_classes = min(config.num_classes, len(counts)) // world_size * world_size
         if self.num_classes == 0 or config.num_classes % world_size:
             raise ValueError(
-                f"batch.num_classes is {config.num_classes} and there are {len(counts)} classes: {world_size} "
+                f"batch.num_classes is {config.num_classes}, there are {len(counts)} classes: {world_size} "
                 f"workers need a multiple of {world_size}; change --num-workers or batch.num_classes"
             )
         self._visits = _visits_per_pass(counts, self.num_classes)

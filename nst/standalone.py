@@ -21,12 +21,12 @@ import torch.distributed as dist
 from PIL import Image
 
 from nst.checkpoint import CONFIG_FILE, read_config, save_checkpoint
-from nst.config import TrainConfig, override
+from nst.config import TrainConfig
 from nst.corpus import Corpus
 from nst.distributed import rank
 from nst.images import to_uint8
 from nst.objectives.unigan import Unigan
-from nst.presets import PRESETS, preset
+from nst.presets import PRESETS, resolve_config
 from nst.train import Previews, TrainState, prepare, state_to_dict, train
 
 
@@ -117,10 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        assignments = dict(item.split("=", 1) if "=" in item else (item, "") for item in options.assignments)
-        if options.images is not None:
-            assignments["num_images"] = str(options.images)
-        config = override(preset(options.preset), assignments)
+        config = resolve_config(options.preset, options.images, options.assignments)
         run(config, options.content, options.style, options.out, torch.device(device))
     except ValueError as error:
         print(f"nst.train: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from torch import Tensor
 @lru_cache(maxsize=8)
 def _filters(device: torch.device) -> Tensor:
     """[4, 1, 2, 2]: low, horizontal, vertical and diagonal detail, in the order of `pywt.dwt2`."""
-    haar = pywt.Wavelet("haar")
+    haar = pywt.Wavelet("haar")  # pyright: ignore[reportAttributeAccessIssue]
     # pywt keeps filters reversed for convolution; a PyTorch convolution is a correlation
     low, high = np.array(haar.dec_lo[::-1]), np.array(haar.dec_hi[::-1])
     rows_columns = [(low, low), (high, low), (low, high), (high, high)]

@@ -63,7 +63,7 @@ def demo(context: click.Context, workdir: str, images: int | None) -> dict[str, 
         model=training["model"],
         content_uri=pictures["new_content"],
         style_uri=pictures["new_style"],
-        report_dir=str(folder / "report"),
+        report_uri=str(folder / "report"),
     )
     steps.verb("promote", version=str(training["version"]), reason="the demo's model passed its gate")
     stylized = steps.verb(
@@ -87,7 +87,7 @@ class Steps:
         """Another verb, with the defaults of its command line."""
         from pipelines.cli import find_verb
 
-        return self.run(name, lambda: self._context.invoke(find_verb(name), **options))
+        return self.run(f"nst {name}", lambda: self._context.invoke(find_verb(name), **options))
 
     def run(self, title: str, work: Callable[[], Any]) -> Any:
         self._number += 1

@@ -16,14 +16,15 @@ from typing import Any
 
 import click
 import ray
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.exceptions import RayError
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from infra import cluster, places, storage, tracking
 from nst.checkpoint import CONFIG_FILE
-from nst.config import TrainConfig, override, to_dict
+from nst.config import TrainConfig, to_dict
 from nst.corpus import Corpus
-from nst.presets import PRESETS, preset
+from nst.presets import PRESETS, resolve_config
 from pipelines.console import Progress, Stage, StageFailed, say
 from pipelines.registration import register_checkpoint
 from pipelines.train_worker import ProgressBoard, train_on_worker
@@ -155,19 +156,6 @@ def train(
     return run_training(training, known, num_workers, loader_workers, max_restarts, model_name)
 
 
-def resolve_config(preset_name: str, images: int | None, assignments: tuple[str, ...]) -> TrainConfig:
-    """Preset, then `--set`, then `--images`."""
-    changes = {}
-    for assignment in assignments:
-        path, equals, value = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"--set {assignment!r} must be SECTION.FIELD=VALUE, such as loss.bands=3")
-        changes[path] = value
-    if images is not None:
-        changes["num_images"] = str(images)
-    return override(preset(preset_name), changes)
-
-
 def open_corpus(uri: str, role: str) -> Corpus:
     uri = places.absolute(uri)
     corpus = Corpus.open(uri, storage=storage.ObjectStorage() if storage.is_remote(uri) else None)
@@ -290,7 +278,7 @@ def fit(
     with _shown_progress(board, training.config.num_images):
         try:
             return trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        except TrainingFailedError as error:
             raise StageFailed(
                 f"the training failed after {max_restarts} restarts: {_root_cause(error)}"
             ) from error
@@ -318,7 +306,7 @@ def _shown_progress(board: Any, num_images: int) -> Iterator[None]:
             while not done.wait(0.5):
                 try:
                     seen, figures = ray.get(board.read.remote(), timeout=10)
-                except ray.exceptions.RayError:
+                except RayError:
                     return  # the bar is a comfort: its loss must not end a training
                 progress.advance(seen - shown, **figures)
                 shown = seen

@@ -11,9 +11,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 for variable in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
     os.environ.pop(variable, None)
 
-import pytest
+import pytest  # noqa: E402
 
-from tests.servers import S3Server, s3_server
+from tests.servers import S3Server, s3_server  # noqa: E402
 
 
 @pytest.fixture(scope="session")

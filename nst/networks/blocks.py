@@ -82,14 +82,9 @@ def replay_statistics(network: nn.Module, statistics: dict[str, Statistics]) -> 
 class AdaptiveNorm(nn.Module):
     """AdaIN: instance norm whose scale and shift are slices of a style code."""
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.num_channels = num_channels
         self.norm = InstanceNorm()
-
-    @property
-    def num_parameters_needed(self) -> int:
-        return 2 * self.num_channels
 
     def forward(self, features: Tensor, modulation: Tensor) -> Tensor:
         """modulation [N, 2C]: the scale's deviation from 1, then the shift."""
@@ -115,7 +110,7 @@ class AdaptiveResBlock(nn.Module):
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.first, self.second = conv(num_channels, num_channels, 3), conv(num_channels, num_channels, 3)
-        self.norms = nn.ModuleList([AdaptiveNorm(num_channels), AdaptiveNorm(num_channels)])
+        self.norms = nn.ModuleList([AdaptiveNorm(), AdaptiveNorm()])
 
     def forward(self, features: Tensor, first: Tensor, second: Tensor) -> Tensor:
         hidden = F.relu(self.norms[0](self.first(features), first))
@@ -123,8 +118,9 @@ class AdaptiveResBlock(nn.Module):
 
 
 def upsample(features: Tensor) -> Tensor:
-    """Nearest neighbour, twice; a convolution follows. Transposed convolutions leave checkerboards."""
-    return F.interpolate(features, scale_factor=2, mode="nearest")
+    """Twice the size; a convolution follows. Bilinear: transposed convolutions leave checkerboards, and
+    nearest neighbours left ripples along edges that a short training does not unlearn."""
+    return F.interpolate(features, scale_factor=2, mode="bilinear")
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -31,7 +31,7 @@ class Decoder(nn.Module):
         self.skip = nn.ModuleList([conv(quarter, quarter, 1), conv(half, half, 1)])
         self.skip_norm = InstanceNorm()
         self.gate = nn.ParameterList([nn.Parameter(torch.full((1, n, 1, 1), 0.1)) for n in (quarter, half)])
-        self.norms = nn.ModuleList([AdaptiveNorm(n) for n in (quarter, half, full)])
+        self.norms = nn.ModuleList([AdaptiveNorm() for _ in range(3)])
         self.to_rgb = conv(full, 3, 7)
         self.colour_norm = InstanceNorm()
         self.splits = [2 * eighth] * (2 * num_blocks) + [2 * quarter, 2 * half, 2 * full]

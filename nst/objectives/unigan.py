@@ -97,8 +97,8 @@ class Unigan:
         torch.manual_seed(config.seed)  # the same weights on every rank
         self.config = config
         self.device = torch.device(device)
-        self.generator = Generator(config.model).to(self.device, memory_format=torch.channels_last)
-        self.encoders = Encoders(self.generator).to(self.device, memory_format=torch.channels_last)
+        self.generator = Generator(config.model).to(self.device).to(memory_format=torch.channels_last)
+        self.encoders = Encoders(self.generator).to(self.device).to(memory_format=torch.channels_last)
         self.drawing = Drawing(self.generator)
         self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
         betas = config.optim.betas

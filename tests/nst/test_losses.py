@@ -95,6 +95,7 @@ def test_gradients_by_finite_differences():
         tensor.grad = None
         function(tensor).backward()
         direction = torch.randn_like(tensor)
+        assert tensor.grad is not None
         step = 1e-3
         with torch.no_grad():
             numeric = (function(tensor + step * direction) - function(tensor - step * direction)) / (2 * step)

@@ -10,7 +10,9 @@ LABELS = np.repeat(np.arange(6), [2, 3, 8, 18, 32, 50])
 
 
 def sampler(num_classes=4, k=2, labels=LABELS, **kwargs):
-    return DynamicBatchSampler(labels, 100, BatchConfig(num_classes=num_classes, works_per_class=k), 7, **kwargs)
+    return DynamicBatchSampler(
+        labels, 100, BatchConfig(num_classes=num_classes, works_per_class=k), 7, **kwargs
+    )
 
 
 @pytest.mark.parametrize("num", [1, 2, 3, 10, 1000, 4097])

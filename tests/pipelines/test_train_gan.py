@@ -81,7 +81,16 @@ def test_an_unreachable_mlflow_costs_no_training(corpora, tmp_path, monkeypatch)
 
 
 def train_in_a_process(folder: Path, corpora, name: str, images: int = 96) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipelines.train_gan", "--content", corpora[0], "--style", corpora[1], *TINY]
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.train_gan",
+        "--content",
+        corpora[0],
+        "--style",
+        corpora[1],
+        *TINY,
+    ]
     command += ["--out", str(folder / "runs"), "--name", name, "--images", str(images), "--num-workers", "2"]
     command += ["--set", "checkpoint_every=16", "--set", "log_every=16", "--json"]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
@@ -131,7 +140,7 @@ def test_a_killed_worker_costs_nothing_but_time(corpora, tmp_path):
     experiment = client.get_experiment_by_name("nst")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.info.run_name for run in runs) == ["disturbed", "undisturbed"]  # one each
+    assert sorted(str(run.info.run_name) for run in runs) == ["disturbed", "undisturbed"]  # one each
     assert {run.info.status for run in runs} == {"FINISHED"}
     history = client.get_metric_history(disturbed["run_id"], "generator/bands")
     assert {metric.step for metric in history} == {16, 32, 48, 64, 80, 96}

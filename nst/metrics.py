@@ -1,0 +1,330 @@
+"""How good a stylization is: measures that need no pretrained weights, baselines to read them beside, and
+bootstrap intervals. Features of a VGG-19 can be added from a local file (`nst.vgg`).
+
+Every measure takes float pictures [N, 3, H, W] in [0, 1] and returns one figure a picture, [N]. Measures
+against the content need its very size; measures against the style take any size, but should compare pictures
+of about the same scale. Read content and style figures together: a single one can prefer the unchanged
+content or the copied style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nst.wavelets import haar_analysis
+
+MIN_SIDE = 32
+NUM_LEVELS = 4
+QUANTISATION = 1 / 255
+LOWER_IS_BETTER = {
+    "content_distance": True,
+    "edge_ssim": False,
+    "ssim": False,
+    "hist_content": True,
+    "style_distance": True,
+    "hist_style": True,
+    "checkerboard": True,
+    "border_error": True,
+    "style_sensitivity": False,
+}
+
+# Orthonormal axes of colour: light, blue-yellow, green-magenta. Natural pictures vary most along the first,
+# so that the spread along each says something of its own.
+_OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+_OPPONENT = _OPPONENT / _OPPONENT.norm(dim=1, keepdim=True)
+_SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 4
+
+
+def check_pictures(pictures: Tensor, name: str = "pictures") -> Tensor:
+    """The pictures in fp32; ValueError unless they are float [N, 3, H, W] in [0, 1], 32 px or more a side."""
+    if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.is_floating_point():
+        found = f"{pictures.dtype} {list(pictures.shape)}"
+        raise ValueError(f"{name} are {found}; give floats [N, 3, H, W] in [0, 1]")
+    if min(pictures.shape[2:]) < MIN_SIDE:
+        size = f"{pictures.shape[3]}x{pictures.shape[2]}"
+        raise ValueError(f"{name} are {size} px; measures need {MIN_SIDE} px or more a side")
+    low, high = float(pictures.min()), float(pictures.max())
+    if not (low >= -1e-4 and high <= 1 + 1e-4):
+        raise ValueError(f"{name} hold values from {low:.3g} to {high:.3g}; give values in [0, 1]")
+    return pictures.float().clamp(0, 1)
+
+
+def _check_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    if first.shape != second.shape:
+        raise ValueError(
+            f"stylized is {list(first.shape)}, content {list(second.shape)}; give pictures of the same size"
+        )
+    return check_pictures(first, "stylized"), check_pictures(second, "content")
+
+
+def luminance(pictures: Tensor) -> Tensor:
+    """ITU-R BT.601 luma: [N, 3, H, W] -> [N, 1, H, W]."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device, dtype=pictures.dtype)
+    return (pictures * weights[:, None, None]).sum(dim=1, keepdim=True)
+
+
+def band_statistics(pictures: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Mean and standard deviation of the bands of a full Haar wavelet packet tree, level by level.
+
+    Level 0 is the picture on three opponent colour axes; at level k each of the 4^(k-1) bands before is
+    split into four. Bands are halved at each split, which keeps low bands in the range of the picture.
+
+    Returns:
+        Levels 0..4 as (mean, std), each [N, 3 * 4^k].
+    """
+    pictures = check_pictures(pictures)
+    bands = torch.einsum("oc,nchw->nohw", _OPPONENT.to(pictures.device), pictures)
+    levels = []
+    for level in range(NUM_LEVELS + 1):
+        if level:
+            low, high = haar_analysis(bands)
+            bands = torch.cat([low, high], dim=1) / 2
+        variance, mean = torch.var_mean(bands, dim=(2, 3), correction=0)
+        levels.append((mean, variance.sqrt()))
+    return levels
+
+
+def style_distance(stylized: Tensor, style: Tensor) -> Tensor:
+    """How far colours and textures are from the style's: 0 the same statistics, 1 nothing in common.
+
+    Each band of `band_statistics` is taken as a normal distribution with its mean and standard deviation
+    (widened by one step of 8-bit quantisation). The distance is the Hellinger distance of the two, the root
+    of `1 - sqrt(2 s t / (s² + t²)) exp(-(m - n)² / 4(s² + t²))`, averaged over bands, then over levels.
+    """
+    distances = []
+    for (mean, std), (other_mean, other_std) in zip(
+        band_statistics(stylized), band_statistics(style), strict=True
+    ):
+        variance, other_variance = std**2 + QUANTISATION**2, other_std**2 + QUANTISATION**2
+        total = variance + other_variance
+        overlap = (2 * (variance * other_variance).sqrt() / total).sqrt()
+        overlap = overlap * torch.exp(-((mean - other_mean) ** 2) / (4 * total))
+        distances.append((1 - overlap).clamp(min=0).sqrt().mean(dim=1))
+    return torch.stack(distances).mean(dim=0)
+
+
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's, of [N, 1, H, W] pairs -> [N]. Two flat pictures agree."""
+    first, second = first.flatten(1), second.flatten(1)
+    first, second = first - first.mean(dim=1, keepdim=True), second - second.mean(dim=1, keepdim=True)
+    floor = QUANTISATION**2
+    covariance = (first * second).mean(dim=1) + floor
+    spread = ((first**2).mean(dim=1) + floor) * ((second**2).mean(dim=1) + floor)
+    return covariance / spread.sqrt()
+
+
+def content_distance(stylized: Tensor, content: Tensor) -> Tensor:
+    """How far the structure is from the content's: 0 the same, about 1 unrelated, up to 2.
+
+    `1 - r`, averaged over Haar levels 2, 3 and 4 and over two maps of the luminance: its low band (where is
+    it light) and the root of the energy of its detail bands (where are edges). r is Pearson's correlation,
+    so that a change of brightness or contrast, which a style may well ask for, costs nothing.
+    """
+    stylized, content = _check_pair(stylized, content)
+    lows = [luminance(stylized), luminance(content)]
+    distances = []
+    for level in range(1, NUM_LEVELS + 1):
+        split = [haar_analysis(low) for low in lows]
+        lows = [low / 2 for low, _ in split]
+        edges = [(high**2).sum(dim=1, keepdim=True).sqrt() / 2 for _, high in split]
+        if level >= 2:
+            distances += [1 - _correlation(*lows), 1 - _correlation(*edges)]
+    return torch.stack(distances).mean(dim=0).clamp(min=0)
+
+
+def _gaussian(maps: Tensor) -> Tensor:
+    """An 11-tap Gaussian of sigma 1.5 over [N, 1, H, W], without borders."""
+    taps = torch.arange(-5, 6, device=maps.device, dtype=maps.dtype)
+    taps = torch.exp(-(taps**2) / (2 * 1.5**2))
+    taps = taps / taps.sum()
+    return F.conv2d(F.conv2d(maps, taps.view(1, 1, 1, 11)), taps.view(1, 1, 11, 1))
+
+
+def _ssim_of_maps(first: Tensor, second: Tensor) -> Tensor:
+    """SSIM (Wang et al. 2004) of [N, 1, H, W] pairs of data range 1: 11x11 Gaussian, sigma 1.5."""
+    mean, other = _gaussian(first), _gaussian(second)
+    variance = _gaussian(first**2) - mean**2
+    other_variance = _gaussian(second**2) - other**2
+    covariance = _gaussian(first * second) - mean * other
+    c1, c2 = 0.01**2, 0.03**2
+    light = (2 * mean * other + c1) / (mean**2 + other**2 + c1)
+    structure = (2 * covariance + c2) / (variance + other_variance + c2)
+    return (light * structure).mean(dim=(1, 2, 3))
+
+
+def ssim(stylized: Tensor, content: Tensor) -> Tensor:
+    """SSIM of the luminances: 1 the same picture, about 0 unrelated."""
+    stylized, content = _check_pair(stylized, content)
+    return _ssim_of_maps(luminance(stylized), luminance(content))
+
+
+def sobel_magnitude(pictures: Tensor) -> Tensor:
+    """Length of the luminance gradient, [N, 3, H, W] -> [N, 1, H, W]; 1 at a step from black to white."""
+    kernel = _SOBEL.to(pictures.device, pictures.dtype)
+    kernels = torch.stack([kernel, kernel.T])[:, None]
+    gradient = F.conv2d(F.pad(luminance(pictures), (1, 1, 1, 1), mode="replicate"), kernels)
+    return gradient.norm(dim=1, keepdim=True)
+
+
+def edge_ssim(stylized: Tensor, content: Tensor) -> Tensor:
+    """SSIM of the Sobel magnitudes of the luminances: are edges where they were, and as strong."""
+    stylized, content = _check_pair(stylized, content)
+    return _ssim_of_maps(sobel_magnitude(stylized), sobel_magnitude(content))
+
+
+def histogram_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Hellinger distance `sqrt(1 - sum sqrt(p q))` of 8x8x8 RGB histograms: 0 the same colours, 1 none
+    shared. The sizes of the two may differ."""
+    histograms = []
+    for pictures in (check_pictures(first), check_pictures(second)):
+        cells = (pictures * 8).long().clamp(max=7)
+        cells = (cells[:, 0] * 64 + cells[:, 1] * 8 + cells[:, 2]).flatten(1)
+        counts = torch.stack([torch.bincount(row, minlength=512) for row in cells])
+        histograms.append(counts / cells.shape[1])
+    overlap = (histograms[0] * histograms[1]).sqrt().sum(dim=1)
+    return (1 - overlap).clamp(min=0).sqrt()
+
+
+def checkerboard(pictures: Tensor) -> Tensor:
+    """Grids of period 2 and 4 px, as upsampling networks leave them: about 0 without, 1 for ten times the
+    energy of the frequencies around.
+
+    log10 of the luminance's power at the frequencies {0, 1/4, 1/2} x {0, 1/4, 1/2} but (0, 0), each over the
+    mean power in a ring of 5 to 10 bins around it, averaged over the eight. A Hann window keeps the
+    picture's borders out. JPEG files score a little above 0: their blocks are 8 px.
+    """
+    light = luminance(check_pictures(pictures))[:, 0]
+    height, width = (side - side % 4 for side in light.shape[1:])
+    light = light[:, :height, :width]
+    window = torch.outer(
+        torch.hann_window(height, device=light.device), torch.hann_window(width, device=light.device)
+    )
+    power = torch.fft.fft2((light - light.mean(dim=(1, 2), keepdim=True)) * window).abs() ** 2
+    offsets = torch.arange(-10, 11, device=light.device)
+    radius = torch.hypot(offsets[:, None].float(), offsets[None, :].float())
+    peak, ring = radius < 1.5, (radius >= 5) & (radius <= 10)
+    ratios = []
+    for row, column in [(i, j) for i in (0, 1, 2) for j in (0, 1, 2) if (i, j) != (0, 0)]:
+        rows = (row * height // 4 + offsets) % height
+        columns = (column * width // 4 + offsets) % width
+        patch = power[:, rows][:, :, columns]
+        ratios.append(torch.log10((patch[:, peak].mean(dim=1) + 1e-8) / (patch[:, ring].mean(dim=1) + 1e-8)))
+    return torch.stack(ratios).mean(dim=0)
+
+
+def border_error(stylized: Tensor, content: Tensor) -> Tensor:
+    """Change near the border over change in the middle: 1 where borders are as good as the rest.
+
+    The change is the absolute difference of luminances, each at mean 0 and standard deviation 1; the border
+    is a sixteenth of the shorter side. Unchanged content gives 1.
+    """
+    stylized, content = _check_pair(stylized, content)
+    standard = []
+    for pictures in (stylized, content):
+        variance, mean = torch.var_mean(luminance(pictures), dim=(1, 2, 3), keepdim=True, correction=0)
+        standard.append((luminance(pictures) - mean) / (variance.sqrt() + QUANTISATION))
+    change = (standard[0] - standard[1]).abs()[:, 0]
+    band = max(2, min(change.shape[1:]) // 16)
+    inside = change[:, band:-band, band:-band]
+    num_border = change[0].numel() - inside[0].numel()
+    border = (change.sum(dim=(1, 2)) - inside.sum(dim=(1, 2))) / num_border
+    floor = 1e-3
+    return (border + floor) / (inside.mean(dim=(1, 2)) + floor)
+
+
+def style_sensitivity(outputs: Tensor) -> float:
+    """How much the style matters: the standard deviation over styles of one content's outputs [S, 3, H, W],
+    averaged over pixels and channels. 0 says that the style is ignored."""
+    outputs = check_pictures(outputs, "outputs")
+    if len(outputs) < 2:
+        raise ValueError(f"style_sensitivity got {len(outputs)} output; give one content in 2 styles or more")
+    return float(outputs.std(dim=0, correction=0).mean())
+
+
+def pair_measures(stylized: Tensor, content: Tensor, style: Tensor) -> dict[str, list[float]]:
+    """Every measure of N stylized pictures beside their contents and styles: name -> N figures.
+
+    Args:
+        stylized, content: [N, 3, H, W] in [0, 1]. style: [N, 3, h, w] in [0, 1].
+
+    Raises:
+        ValueError: sizes, numbers or ranges do not fit.
+    """
+    if len(stylized) != len(style):
+        raise ValueError(f"{len(stylized)} stylized and {len(style)} style pictures; give as many of each")
+    measures = {
+        "content_distance": content_distance(stylized, content),
+        "edge_ssim": edge_ssim(stylized, content),
+        "ssim": ssim(stylized, content),
+        "hist_content": histogram_distance(stylized, content),
+        "style_distance": style_distance(stylized, style),
+        "hist_style": histogram_distance(stylized, style),
+        "checkerboard": checkerboard(stylized),
+        "border_error": border_error(stylized, content),
+    }
+    return {name: values.tolist() for name, values in measures.items()}
+
+
+def style_copy(content: Tensor, style: Tensor) -> Tensor:
+    """Baseline: the style picture itself, resized to the content's size."""
+    return F.interpolate(style, size=content.shape[2:], mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def color_transfer(content: Tensor, style: Tensor) -> Tensor:
+    """Baseline: each RGB channel of the content moved to the style's mean and standard deviation, as
+    Reinhard et al. (2001) do on other axes; cut to [0, 1]."""
+    variance, mean = torch.var_mean(content, dim=(2, 3), keepdim=True, correction=0)
+    style_variance, style_mean = torch.var_mean(style, dim=(2, 3), keepdim=True, correction=0)
+    gain = (style_variance / variance.clamp(min=QUANTISATION**2)).sqrt()
+    return ((content - mean) * gain + style_mean).clamp(0, 1)
+
+
+def baselines(content: Tensor, style: Tensor) -> dict[str, Tensor]:
+    """What every model is read beside: doing nothing, copying the style, moving the colours."""
+    return {
+        "content": content,
+        "style": style_copy(content, style),
+        "color_transfer": color_transfer(content, style),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """The mean with its percentile bootstrap interval (Efron 1979); the same values give the same interval.
+
+    Raises:
+        ValueError: no values, or a confidence outside of (0, 1).
+    """
+    if not len(values):
+        raise ValueError("no values to average; measure at least one pair")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence {confidence} is not between 0 and 1; 0.95 is usual")
+    sample = np.asarray(values, dtype=np.float64)
+    rows = np.random.default_rng(seed).integers(len(sample), size=(num_resamples, len(sample)))
+    low, high = np.quantile(sample[rows].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean=float(sample.mean()), low=float(low), high=float(high))
+
+
+def summarize(measures: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """name -> {mean, low, high} of every measure, as JSON holds it."""
+    intervals = {name: bootstrap_interval(values) for name, values in measures.items()}
+    return {
+        name: {"mean": interval.mean, "low": interval.low, "high": interval.high}
+        for name, interval in intervals.items()
+    }
