@@ -130,9 +130,9 @@ def run_bounded(
     """Calls `remote_function.remote(*tuple)` for every tuple and yields the results as they complete.
 
     `arguments` is consumed lazily: at most `max_in_flight` calls are pending. Ray repeats a call whose worker
-    or node died; an error that outlives that, or one that the function raised, is raised here. What is pending
-    then ends with this program: tasks must not mind running to their end (`ray.cancel` of a task that finishes
-    at that moment aborts the driver in Ray 2.60).
+    or node died; an error that outlives that, or one that the function raised, is raised here. What is then
+    pending ends with this program: tasks must not mind running to their end. (`ray.cancel` of a task that
+    finishes at that moment aborts the driver in Ray 2.60.)
     """
     assert max_in_flight >= 1
     remaining = iter(arguments)
