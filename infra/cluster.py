@@ -190,12 +190,13 @@ def _wait_for_one(pending: list[Any]) -> Any:
 
 
 def _cause(error: RayTaskError) -> Exception:
-    """What the function raised. A ValueError is only a user's mistake if our own code found it."""
+    """What the function raised. A ValueError is only a user's mistake if a `raise` of our own said so."""
     cause = error.cause
     if isinstance(cause, ValueError):
-        files = re.findall(r'^\s*File "([^"]+)", line \d+', str(error), flags=re.MULTILINE)
-        ours = rf"(?<!/tests)/(?:{'|'.join(OUR_PACKAGES)})/"  # wherever the packages lie on that node
-        if not files or not re.search(ours, files[-1]):
+        frames = re.findall(r'^\s*File "([^"]+)", line \d+.*\n\s*(\S.*)$', str(error), flags=re.MULTILINE)
+        path, line = frames[-1] if frames else ("", "")
+        is_ours = re.search(rf"/(?:{'|'.join(OUR_PACKAGES)})/", path) and "site-packages" not in path
+        if not is_ours or not line.startswith("raise "):
             return RuntimeError(f"in a worker: {error}")
     return cause if isinstance(cause, Exception) else error
 

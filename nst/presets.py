@@ -31,7 +31,7 @@ def smoke() -> TrainConfig:
     """
     return TrainConfig(
         model=ModelConfig(content_widths=(16, 24, 32, 48), style_width=8, num_blocks=2, embedding_dim=64),
-        loss=LossConfig(bands=4.0, luminance=0.5, patch=0.5),
+        loss=LossConfig(bands=3.0, reconstruction=25.0, luminance=0.5, patch=0.5),
         batch=BatchConfig(num_classes=4, size=64),
         optim=OptimConfig(
             encoder_lr=1e-3, generator_lr=1e-3, warmup_images=200, betas=(0.5, 0.99), ema_decay=0.99

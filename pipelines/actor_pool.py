@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 SECONDS_BETWEEN_LOOKS = 5.0
 SECONDS_TO_START = 900.0  # an autoscaler needs minutes for a machine
@@ -141,7 +141,9 @@ class ActorPool(Generic[Item]):
                     yield Outcome(task.item, result, task.num_tries + 1)
                 elif actor.pending and now - actor.busy_since > self._seconds_for_an_item:
                     yield from self._replace(index, f"no result within {self._seconds_for_an_item:.0f} s")
-            except (RayActorError, GetTimeoutError) as error:
+            except RayTaskError:
+                raise  # the method's own exception; what follows is all that can befall an actor or its result
+            except RayError as error:
                 yield from self._replace(index, str(error))
 
     def _replace(self, index: int, cause: str) -> Iterator[Outcome[Item]]:

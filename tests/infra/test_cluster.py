@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -131,12 +130,6 @@ def die() -> None:
     os._exit(1)
 
 
-@ray.remote
-def sleep_if_odd(number: int) -> None:
-    if number % 2:
-        time.sleep(600)
-
-
 @pytest.fixture
 def local_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -175,13 +168,6 @@ class TestRunBounded:
     def test_one_that_always_dies_is_an_error(self) -> None:
         with pytest.raises(WorkerCrashedError):
             list(cluster.run_bounded(die, [()], max_in_flight=1))
-
-    def test_leaving_early_frees_the_cpus(self) -> None:
-        results = cluster.run_bounded(sleep_if_odd, [(number,) for number in range(4)], max_in_flight=4)
-        next(results)
-        assert isinstance(results, Generator)
-        results.close()
-        assert list(cluster.run_bounded(double, [(1,)], max_in_flight=1)) == [2]
 
 
 JOIN_PROGRAM = """
