@@ -36,7 +36,7 @@ def smoke() -> TrainConfig:
         optim=OptimConfig(
             encoder_lr=1e-3, generator_lr=1e-3, warmup_images=200, betas=(0.5, 0.99), ema_decay=0.99
         ),
-        num_images=4_000,
+        num_images=3_200,
         precision="fp32",
         log_every=80,
         checkpoint_every=800,

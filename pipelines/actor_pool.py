@@ -142,7 +142,7 @@ class ActorPool(Generic[Item]):
                 elif actor.pending and now - actor.busy_since > self._seconds_for_an_item:
                     yield from self._replace(index, f"no result within {self._seconds_for_an_item:.0f} s")
             except RayTaskError:
-                raise  # the method's own exception; what follows is all that can befall an actor or its result
+                raise  # the method's own exception; below is what can befall an actor or its result
             except RayError as error:
                 yield from self._replace(index, str(error))
 

@@ -63,7 +63,6 @@ class Stage(click.Command):
         )
 
     def invoke(self, ctx: click.Context) -> Any:
-        name = ctx.info_name or self.name
         try:
             result, exit_code = super().invoke(ctx) or {}, 0
         except StageFailed as error:
@@ -80,7 +79,7 @@ class Stage(click.Command):
                 "error": f"{error}" if exit_code == EXIT_USER_MISTAKE else f"{type(error).__name__}: {error}"
             }
         if "error" in result:
-            click.echo(f"{name}: {result['error']}", err=True)
+            click.echo(f"nst {self.name}: {result['error']}", err=True)
         if ctx.meta.get(JSON_WANTED):
             click.echo(json.dumps({**result, "exit_code": exit_code}, default=str))
         ctx.exit(exit_code)

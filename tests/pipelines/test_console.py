@@ -1,0 +1,86 @@
+"""Exit codes and the result: what scripts around `nst` rely on."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from nst.presets import preset
+from pipelines.cli import VERBS, main
+from pipelines.console import GateRefused, Progress, Stage, StageFailed
+
+
+def run(work):
+    @click.command("work", cls=Stage)
+    def command():
+        return work()
+
+    return CliRunner().invoke(command, ["--json"], prog_name="nst work")
+
+
+def test_success_prints_the_result_as_the_last_line():
+    result = run(lambda: {"num": 3})
+    assert result.exit_code == 0
+    assert json.loads(result.stdout.splitlines()[-1]) == {"num": 3, "exit_code": 0}
+
+
+@pytest.mark.parametrize(("error", "exit_code"), [(StageFailed, 1), (GateRefused, 3)])
+def test_a_failed_stage_still_prints_what_it_did(error, exit_code):
+    def work():
+        raise error("2 of 3 failed", {"num": 1})
+
+    result = run(work)
+    assert result.exit_code == exit_code
+    assert result.stderr.strip() == "nst work: 2 of 3 failed"
+    assert json.loads(result.stdout.splitlines()[-1])["num"] == 1
+
+
+def test_our_own_value_error_is_the_users_mistake():
+    result = run(lambda: preset("gigantic"))
+    assert result.exit_code == 2
+    assert "there is no preset 'gigantic'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("work", [lambda: int("x"), lambda: math.sqrt(-1), lambda: {}["missing"]])
+def test_a_fault_of_ours_is_no_mistake_of_the_user(work):
+    result = run(work)
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+
+
+def test_an_io_error_is_one_line():
+    def work():
+        raise OSError("s3://bucket/key: the store closed the connection")
+
+    result = run(work)
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "nst work: OSError: s3://bucket/key: the store closed the connection"
+
+
+def test_an_interruption_says_how_to_go_on():
+    def work():
+        raise KeyboardInterrupt
+
+    result = run(work)
+    assert result.exit_code == 130
+    assert "goes on from here" in result.stderr
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help_with_an_example(verb):
+    result = CliRunner().invoke(main, [verb, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "--json" in result.output
+    assert f"nst {verb}" in result.output
+
+
+def test_progress_without_a_terminal_prints_lines(capsys, monkeypatch):
+    monkeypatch.setattr(Progress, "seconds_between_lines", 0.0)
+    with Progress("shard", total=10) as progress:
+        progress.advance(4, failed=1)
+    assert capsys.readouterr().err.startswith("shard: 4/10 img, ")
