@@ -138,13 +138,12 @@ def settings_for_job() -> tuple[dict[str, str], list[str]]:
 
 
 def submit(
-    client: JobSubmissionClient, command: list[str], *, working_dir: str, name: str, again: bool = False
+    client: JobSubmissionClient, command: list[str], *, working_dir: str, name: str
 ) -> tuple[Job, bool]:
     """Starts `command` with the files of `working_dir`; returns (job, whether it was started just now).
 
-    The id follows from the command, its settings and the files. So the same submission finds its running job
-    or the one that succeeded; after one that failed or was stopped, or with `again`, another one is started
-    with a number behind its id.
+    The id follows from the command, its settings and the files. So the same submission finds its running
+    job; after that has ended another one is started, with a number behind its id.
     Raises ValueError if the files are too many (see `infra.packaging`).
     """
     entrypoint = shlex.join(command)
@@ -157,7 +156,7 @@ def submit(
         for submission_id in _numbered(base):
             existing = find(client, submission_id)
             if existing is not None:
-                if not existing.has_ended or (existing.succeeded and not again):
+                if not existing.has_ended:
                     return existing, False
                 continue
             try:

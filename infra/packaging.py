@@ -25,6 +25,8 @@ LEFT_OUT = (
     "*.pyc",
     "*.tmp",
 )
+# A folder with one of these is a corpus, a training, a stylized bucket or a tracking store.
+DATA = ("corpus.json", "run.json", "_nst", "mlflow.db")
 SECRETS = ("*.pem", "*.key", "credentials", "auth_token")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
@@ -58,7 +60,7 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
         is_left_out = any(fnmatch.fnmatch(entry.name, pattern) for pattern in (*LEFT_OUT, *SECRETS))
         if entry.name.startswith(".") or is_left_out:
             continue
-        if entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False) and not any(Path(entry.path, name).exists() for name in DATA):
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
         elif entry.is_file():
             yield f"{prefix}{entry.name}", Path(entry.path)

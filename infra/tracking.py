@@ -107,6 +107,18 @@ def _sqlite_path(uri: str) -> Path | None:
     return None if path == uri or not path else Path(path.partition("?")[0]).absolute()
 
 
+def require_lasting_store() -> None:
+    """Raises ValueError where what is logged would go with the node, or where each node would log for itself:
+    a SQLite file in a Ray job or on a cluster of several machines."""
+    in_a_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    on_a_cluster = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    if _sqlite_path(tracking_uri()) is not None and (in_a_job or on_a_cluster):
+        raise ValueError(
+            f"{shown(tracking_uri())} is a file on one node: its runs and models would be lost with the job. "
+            "Set MLFLOW_TRACKING_URI to an MLflow server that the cluster reaches"
+        )
+
+
 def check(uri: str | None = None) -> None:
     """Asks the tracking server for one experiment, as every later call would.
 

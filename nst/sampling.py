@@ -121,11 +121,13 @@ class DynamicBatchSampler:
         self._starts, self._counts = starts, counts
         self._num_content, self._seed = num_content, seed
         self._k = config.works_per_class
-        self.num_classes = min(config.num_classes, len(counts)) // world_size * world_size
-        if self.num_classes == 0 or config.num_classes % world_size:
+        self.num_classes = min(config.num_classes, len(counts))
+        if self.num_classes % world_size:
+            # taking fewer would make the global batch depend on the number of ranks
             raise ValueError(
-                f"batch.num_classes is {config.num_classes}, there are {len(counts)} classes: {world_size} "
-                f"workers need a multiple of {world_size}; change --num-workers or batch.num_classes"
+                f"a batch takes {self.num_classes} classes (batch.num_classes is {config.num_classes}, the "
+                f"corpus has {len(counts)}), which {world_size} workers cannot share: use another "
+                "--num-workers or --set batch.num_classes=..."
             )
         self._visits = _visits_per_pass(counts, self.num_classes)
         self._batches_per_pass = int(self._visits.sum()) // self.num_classes

@@ -77,9 +77,17 @@ def find_checkpoint(out_dir: Path) -> str | None:
     return None
 
 
+def open_for(role: str, uri: str) -> Corpus:
+    """The corpus at `uri`. Raises ValueError if it was made for the other role."""
+    corpus = Corpus.open(uri)
+    if corpus.manifest.role != role:
+        raise ValueError(f"{uri} is a {corpus.manifest.role} corpus; --{role} needs one made for {role}")
+    return corpus
+
+
 def run(config: TrainConfig, content_uri: str, style_uri: str, out_dir: Path, device: torch.device) -> None:
     """Trains to the end, from where `out_dir` stands."""
-    content, style = Corpus.open(content_uri), Corpus.open(style_uri)
+    content, style = (open_for(role, uri) for role, uri in (("content", content_uri), ("style", style_uri)))
     checkpoint_dir = find_checkpoint(out_dir)
     if (
         checkpoint_dir is not None
@@ -114,6 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
     device = (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
     )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device)  # or every rank's collectives would use the first GPU
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:

@@ -40,7 +40,8 @@ def demo(context: click.Context, workdir: str, images: int | None) -> dict[str, 
     """
     folder = Path(workdir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    # the demo's own registry: it must not put its model into a team's
+    # the demo's own registry and its own Ray: it must not put its model into a team's
+    os.environ.pop("RAY_ADDRESS", None)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/.nst/mlflow.db"
     started = time.monotonic()
     steps = Steps(context)

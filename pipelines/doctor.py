@@ -207,7 +207,7 @@ def check_mlflow() -> Iterator[Finding]:
     from infra import tracking
 
     tracking.check()
-    yield Finding(name="mlflow", status="ok", detail=f"{without_password(tracking.tracking_uri())} answers")
+    yield Finding(name="mlflow", status="ok", detail=f"{tracking.shown(tracking.tracking_uri())} answers")
 
 
 def check_ray(storage_uri: str) -> Iterator[Finding]:
@@ -250,12 +250,6 @@ def _of_node(address: str, answer: dict[str, str] | Exception) -> Finding:
         remedy = f"install the same versions everywhere (here: {mine})"
         return Finding(name=name, status="warning", detail=detail, remedy=remedy)
     return Finding(name=name, status="ok", detail=detail)
-
-
-def without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def _show(finding: Finding) -> None:

@@ -171,11 +171,12 @@ class Recorder:
         say(f"  pictures  {out_uri}")
         say(f"  gallery   {gallery_uri}")
         say(f"  ledger    {self.ledger.uri}")
-        if self.has_failed_too_often:
-            limit = self._run.max_failures
-            raise StageFailed(f"{self.num_failed} pictures failed, more than --max-failures {limit}", result)
-        if self.num_failed and not counts[DONE] and not counts["done_before"]:
-            raise StageFailed(f"none of {self.num_failed} pictures succeeded", result)
+        # a rerun that skips what failed before must not turn that failure into a success
+        failed, limit = self.num_failed + counts["failed_before"], self._run.max_failures
+        if limit is not None and failed > limit:
+            raise StageFailed(f"{failed} pictures failed, more than --max-failures {limit}", result)
+        if failed and not counts[DONE] and not counts["done_before"]:
+            raise StageFailed(f"none of {failed} pictures succeeded", result)
         return result
 
     def _row(self, source: storage.ObjectInfo, status: str, reason: str, error: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import click
 
 from infra import jobs as ray_jobs
 from pipelines.cli import VERBS
-from pipelines.console import Stage, StageFailed, say
+from pipelines.console import EXIT_GATE_REFUSED, EXIT_USER_MISTAKE, Stage, StageFailed, say
 
 address_option = click.option(
     "--address", metavar="URL", help="The cluster's jobs server, http://HEAD:8265. [RAY_API_SERVER_ADDRESS]"
@@ -28,16 +28,13 @@ address_option = click.option(
     help="Its files travel with the job (64 MiB at most; not hidden files, environments, caches, data).",
 )
 @click.option("--follow/--no-follow", default=True, help="Print the job's log until it ends.")
-@click.option("--again", is_flag=True, help="Run it again though the same job has succeeded.")
 @click.argument("verb", nargs=-1, required=True, type=click.UNPROCESSED)
-def submit(
-    address: str | None, working_dir: str, follow: bool, again: bool, verb: tuple[str, ...]
-) -> dict[str, Any]:
+def submit(address: str | None, working_dir: str, follow: bool, verb: tuple[str, ...]) -> dict[str, Any]:
     """Run a verb as a job on a Ray cluster: `nst submit -- VERB …`.
 
-    The job's id follows from the command and the code. The same command again follows the running job, or
-    says that it has succeeded; after a failure it starts a new one, and the verb goes on where it stopped.
-    Ctrl-C leaves the job running. Credentials are never sent: the cluster's nodes have their own.
+    The job's id follows from the command and the code. The same command again follows the running job;
+    after its end it starts another, and the verb does only what is left to do. Ends as the verb ended. Ctrl-C
+    leaves the job running. Credentials are never sent: the cluster's nodes have their own.
 
     \b
     Examples:
@@ -54,10 +51,7 @@ def submit(
     for name in kept:
         say(f"{name} holds a password and stays here: set it on the cluster's nodes")
     command = ["python", "-m", "pipelines.cli", *verb]
-    job, is_new = ray_jobs.submit(client, command, working_dir=working_dir, name=verb[0], again=again)
-    if job.succeeded:
-        say(f"{job.id} has succeeded already, {_age(job.end_time)}; --again runs it once more")
-        return _result(job)
+    job, is_new = ray_jobs.submit(client, command, working_dir=working_dir, name=verb[0])
     say(f"{job.id} {'submitted' if is_new else 'is running already'}; nst logs {job.id} shows its log")
     return _follow(client, job.id) if follow else _result(job)
 
@@ -117,7 +111,10 @@ def _follow(client: Any, job_id: str) -> dict[str, Any]:
     job = ray_jobs.follow(client, job_id, _write)
     if not job.succeeded:
         code = "" if job.driver_exit_code is None else f", exit code {job.driver_exit_code}"
-        raise StageFailed(f"{job.id} {job.status.lower()}{code}: {_last_line(job.message)}", _result(job))
+        failure = StageFailed(f"{job.id} {job.status.lower()}{code}: {_last_line(job.message)}", _result(job))
+        if job.driver_exit_code in (EXIT_USER_MISTAKE, EXIT_GATE_REFUSED):
+            failure.exit_code = job.driver_exit_code
+        raise failure
     say(f"{job.id} succeeded")
     return _result(job)
 

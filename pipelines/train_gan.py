@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import ray
-from ray.exceptions import RayError
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from infra import cluster, places, storage, tracking
-from nst.checkpoint import CONFIG_FILE
 from nst.config import TrainConfig, to_dict
 from nst.corpus import Corpus
 from nst.presets import PRESETS, resolve_config
-from pipelines.console import Progress, Stage, StageFailed, say
+from nst.sampling import DynamicBatchSampler
+from pipelines.console import Stage, say
+from pipelines.ray_training import Device, Workers, choose_workers, fit, interruptible, publish_checkpoint
 from pipelines.registration import register_checkpoint
-from pipelines.train_worker import ProgressBoard, train_on_worker
-
-SECONDS_TO_WAIT_FOR_WORKERS = 60
-SECONDS_TO_WAIT_FOR_A_COLLECTIVE = 300
+from pipelines.train_worker import WorkerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +68,13 @@ class Training:
     "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="DDP processes."
 )
 @click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="auto: GPUs if the cluster has any now; gpu: waits for them.",
+)
+@click.option(
     "--loader-workers",
     type=click.IntRange(min=0),
     default=0,
@@ -116,6 +111,7 @@ def train(
     name: str | None,
     images: int | None,
     num_workers: int,
+    device: Device,
     loader_workers: int,
     assignments: tuple[str, ...],
     max_restarts: int,
@@ -151,9 +147,14 @@ def train(
     if known.get("status") == "FINISHED":
         say(f"{training.uri} is finished; another --name trains anew")
         return known["result"]
+    # what only the workers would find out, after they have been paid for
+    DynamicBatchSampler(training.style.labels, len(training.content), config.batch, config.seed, num_workers)
+    tracking.require_lasting_store()
     tracking.check()
     storage.check_access(training.uri)
-    return run_training(training, known, num_workers, loader_workers, max_restarts, model_name)
+    info = cluster.connect(min_cpus=num_workers)
+    workers = choose_workers(info, device, num_workers, loader_workers, max_restarts)
+    return run_training(training, known, workers, model_name)
 
 
 def open_corpus(uri: str, role: str) -> Corpus:
@@ -192,50 +193,29 @@ def write_known_run(
 
 
 def run_training(
-    training: Training,
-    known: dict[str, Any],
-    num_workers: int,
-    loader_workers: int,
-    max_restarts: int,
-    model_name: str,
+    training: Training, known: dict[str, Any], workers: Workers, model_name: str
 ) -> dict[str, Any]:
     """Everything between a checked command line and a registered version."""
-    info = cluster.connect(min_cpus=num_workers)
-    use_gpu = info.num_gpus > 0
-    if use_gpu and info.num_gpus < num_workers:
-        raise ValueError(f"--num-workers {num_workers} need as many GPUs; the cluster has {info.num_gpus:g}")
     run = tracking.TrackedRun.start(
         training.name,
         run_id=known.get("run_id"),
         tags={"nst.training": training.uri, "nst.commit": code_version()},
     )
-    run.log_params({"num_workers": num_workers, **to_dict(training.config)})
+    run.log_params({"num_workers": workers.num_workers, **to_dict(training.config)})
     run.log_dict(to_dict(training.config), "config.json")
     for role, corpus in (("content", training.content), ("style", training.style)):
         run.log_corpus(storage.name(corpus.uri), corpus.uri, corpus.manifest.digest, context=role)
     run.flush()
     write_known_run(training, run.run_id, "RUNNING")
-    say(f"training {training.uri} with {num_workers} workers on {'GPUs' if use_gpu else 'CPUs'}")
+    say(f"training {training.uri}: {workers.num_workers} x {'GPU' if workers.use_gpu else 'CPU'}")
     try:
-        result = fit(training, run.run_id, num_workers, loader_workers, max_restarts, use_gpu)
-        publish_checkpoint(result, training)
-        version = register_checkpoint(training.checkpoint_uri, run_id=run.run_id, model_name=model_name)
-    except KeyboardInterrupt:
-        run.finish("KILLED")
-        write_known_run(training, run.run_id, "KILLED")
+        with interruptible():
+            summary = fit_and_register(training, run.run_id, workers, model_name)
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        run.finish(status)
+        write_known_run(training, run.run_id, status)
         raise
-    except Exception:
-        run.finish("FAILED")
-        write_known_run(training, run.run_id, "FAILED")
-        raise
-    figures = {key: value for key, value in (result.metrics or {}).items() if isinstance(value, int | float)}
-    summary = {
-        "run_id": run.run_id,
-        "checkpoint": training.checkpoint_uri,
-        "model": f"models:/{model_name}/{version}",
-        "version": version,
-        "num_images_seen": int(figures.get("num_images_seen", 0)),
-    }
     run.finish("FINISHED")
     write_known_run(training, run.run_id, "FINISHED", summary)
     say(f"checkpoint  {summary['checkpoint']}")
@@ -244,86 +224,26 @@ def run_training(
     return summary
 
 
-def fit(
-    training: Training, run_id: str, num_workers: int, loader_workers: int, max_restarts: int, use_gpu: bool
-) -> Result:
-    """Ray Train's part.
-
-    Raises:
-        StageFailed: the workers failed more often than allowed, or never came.
-    """
-    filesystem, path = storage.pyarrow_filesystem(training.uri)
-    board = ProgressBoard.remote()
-    trainer = TorchTrainer(
-        train_on_worker,
-        train_loop_config={
-            "identity": training.identity(),
-            "run_id": run_id,
-            "tracking_uri": tracking.tracking_uri(),
-            "board": board,
-            "num_threads": max(1, (os.cpu_count() or 1) // num_workers),
-            "num_loader_workers": loader_workers,
-        },
-        torch_config=TorchConfig(timeout_s=SECONDS_TO_WAIT_FOR_A_COLLECTIVE),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
-        run_config=RunConfig(
-            name="ray",
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=max_restarts, controller_failure_limit=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
+def fit_and_register(training: Training, run_id: str, workers: Workers, model_name: str) -> dict[str, Any]:
+    tracking_uri = tracking.tracking_uri()
+    settings = WorkerSettings(
+        identity=training.identity(),
+        run_id=run_id,
+        # Ray shows a run's settings to whoever sees its dashboard: an address with a password stays out, the
+        # workers have it in their own environment
+        tracking_uri=tracking_uri if tracking.shown(tracking_uri) == tracking_uri else None,
+        num_loader_workers=workers.num_loader_workers,
     )
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SECONDS_TO_WAIT_FOR_WORKERS))
-    with _shown_progress(board, training.config.num_images):
-        try:
-            return trainer.fit()
-        except TrainingFailedError as error:
-            raise StageFailed(
-                f"the training failed after {max_restarts} restarts: {_root_cause(error)}"
-            ) from error
-
-
-def publish_checkpoint(result: Result, training: Training) -> None:
-    """Copies Ray Train's last checkpoint to OUT/NAME/checkpoint, config.json last."""
-    if result.checkpoint is None:
-        raise StageFailed("the training ended without a checkpoint")
-    with tempfile.TemporaryDirectory(prefix="nst-checkpoint-") as folder:
-        result.checkpoint.to_directory(folder)
-        files = sorted(Path(folder).iterdir(), key=lambda path: path.name == CONFIG_FILE)
-        for path in files:
-            storage.upload_file(str(path), storage.join(training.checkpoint_uri, path.name))
-
-
-@contextmanager
-def _shown_progress(board: Any, num_images: int) -> Iterator[None]:
-    """A bar that follows what rank 0 writes on the board."""
-    done = threading.Event()
-
-    def follow() -> None:
-        with Progress("train", total=num_images) as progress:
-            shown = 0
-            while not done.wait(0.5):
-                try:
-                    seen, figures = ray.get(board.read.remote(), timeout=10)
-                except RayError:
-                    return  # the bar is a comfort: its loss must not end a training
-                progress.advance(seen - shown, **figures)
-                shown = seen
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        time.sleep(0.6)  # let the last figures reach the bar
-        done.set()
-        thread.join(timeout=15)
-
-
-def _root_cause(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    result = fit(training.uri, settings, workers)
+    publish_checkpoint(result, training.checkpoint_uri)
+    version = register_checkpoint(training.checkpoint_uri, run_id=run_id, model_name=model_name)
+    return {
+        "run_id": run_id,
+        "checkpoint": training.checkpoint_uri,
+        "model": f"models:/{model_name}/{version}",
+        "version": version,
+        "num_images_seen": int((result.metrics or {}).get("num_images_seen", 0)),
+    }
 
 
 def code_version() -> str:

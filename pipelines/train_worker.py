@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from nst.corpus import Corpus
 from PIL import Image
 from ray.train.torch import get_device
 
-from infra import storage, tracking
+from infra import cluster, storage, tracking
 from nst.checkpoint import save_checkpoint
 from nst.config import TrainConfig, from_dict
+from nst.corpus import Corpus
 from nst.images import to_uint8
 from nst.objectives.unigan import Unigan
 from nst.train import Previews, TrainState, prepare, state_to_dict, train
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What every rank is told. `identity` is the configuration and the corpora, as JSON holds them;
+    `tracking_uri` None: the worker's own environment says it."""
+
+    identity: dict[str, Any]
+    run_id: str
+    tracking_uri: str | None
+    num_loader_workers: int
 
 
 @ray.remote(num_cpus=0)
@@ -78,12 +93,13 @@ class RayHooks:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def train_on_worker(settings: dict[str, Any]) -> None:
+def train_on_worker(given: dict[str, Any]) -> None:
     """One rank of the training, from the last checkpoint if there is one."""
-    torch.set_num_threads(settings["num_threads"])
-    identity = settings["identity"]
-    config: TrainConfig = from_dict(TrainConfig, identity["config"])
-    content, style = (_open_corpus(identity[role]) for role in ("content", "style"))
+    settings: WorkerSettings = given["settings"]
+    context = ray.train.get_context()
+    torch.set_num_threads(max(1, cluster.num_usable_cpus() // context.get_local_world_size()))
+    config: TrainConfig = from_dict(TrainConfig, settings.identity["config"])
+    content, style = (_open_corpus(settings.identity[role]) for role in ("content", "style"))
     checkpoint = ray.train.get_checkpoint()
     with checkpoint.as_directory() if checkpoint else nullcontext() as checkpoint_dir:
         session = prepare(
@@ -92,15 +108,17 @@ def train_on_worker(settings: dict[str, Any]) -> None:
             style,
             device=get_device(),
             checkpoint_dir=checkpoint_dir,
-            num_loader_workers=settings["num_loader_workers"],
+            num_loader_workers=settings.num_loader_workers,
         )
     run = None
-    if ray.train.get_context().get_world_rank() == 0:
-        run = tracking.TrackedRun.start("training", run_id=settings["run_id"], uri=settings["tracking_uri"])
-    hooks = RayHooks(run, settings["board"], Previews.choose(config, content, style))
-    train(config, session.objective, session.batches, hooks, session.state)
-    if run is not None:
-        run.flush()
+    if context.get_world_rank() == 0:
+        run = tracking.TrackedRun.start("training", run_id=settings.run_id, uri=settings.tracking_uri)
+    hooks = RayHooks(run, given["board"], Previews.choose(config, content, style))
+    try:
+        train(config, session.objective, session.batches, hooks, session.state)
+    finally:
+        if run is not None and not run.flush():
+            log.warning("MLflow did not answer in time: the last figures of run %s are lost", run.run_id)
 
 
 def _open_corpus(known: dict[str, str]) -> Corpus:

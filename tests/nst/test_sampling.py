@@ -98,11 +98,13 @@ def test_unlabelled_art_makes_every_picture_its_own_class():
 
 def test_fewer_classes_than_asked_for():
     assert sampler(num_classes=64).num_classes == 6
-    assert sampler(num_classes=64, world_size=4).num_classes == 4
+    assert sampler(num_classes=64, world_size=3).num_classes == 6
 
 
 def test_what_cannot_be_shared_is_refused():
-    with pytest.raises(ValueError, match="3 workers need a multiple of 3"):
+    with pytest.raises(ValueError, match=r"takes 4 classes.*which 3 workers cannot share"):
         sampler(num_classes=4, world_size=3)
+    with pytest.raises(ValueError, match=r"the corpus has 6.*which 4 workers cannot share"):
+        sampler(num_classes=64, world_size=4)
     with pytest.raises(ValueError, match="needs samples of both kinds"):
         DynamicBatchSampler([], 10, BatchConfig(), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
+from infra import cluster
 from pipelines.cli import main
 from tests.corpora import make_corpus
 from tests.servers import free_port
@@ -53,6 +55,7 @@ def test_a_dry_run_prints_the_resolved_configuration(corpora):
         (["--set", "loss.strokes=1"], "no field 'strokes'"),
         (["--name", "a/b"], "--name 'a/b' must be a plain name"),
         (["--content", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--preset", "smoke", "--num-workers", "3"], "which 3 workers cannot share"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(corpora, change, message, tmp_path):
@@ -78,6 +81,14 @@ def test_an_unreachable_mlflow_costs_no_training(corpora, tmp_path, monkeypatch)
     assert result.exit_code == 2, result.output
     assert "MLFLOW_TRACKING_URI" in result.stderr
     assert time.monotonic() - started < 30
+
+
+def test_a_tracking_store_that_would_be_lost_is_refused(corpora, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    result = nst("train", "--content", corpora[0], "--style", corpora[1], "--out", str(tmp_path / "runs"))
+    assert result.exit_code == 2, result.output
+    assert "Set MLFLOW_TRACKING_URI to an MLflow server" in result.stderr
 
 
 def train_in_a_process(folder: Path, corpora, name: str, images: int = 96) -> subprocess.Popen:
@@ -120,10 +131,20 @@ def result_of(process: subprocess.Popen) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
+def train_with_torchrun(folder: Path, corpora) -> Path:
+    """The same training without Ray; its checkpoint."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "nst.train", "--content", corpora[0], "--style", corpora[1], *TINY, "--images", "96"]
+    command += ["--set", "checkpoint_every=16", "--set", "log_every=16", "--out", str(folder)]
+    # as many threads as each Ray worker takes: sums depend on it
+    threads = {"OMP_NUM_THREADS": str(max(1, cluster.num_usable_cpus() // 2))}
+    subprocess.run(command, check=True, env={**os.environ, **threads}, timeout=120, stdout=subprocess.DEVNULL)
+    return folder / "checkpoint"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_worker_costs_nothing_but_time(corpora, tmp_path):
-    undisturbed = result_of(train_in_a_process(tmp_path, corpora, "undisturbed"))
     process = train_in_a_process(tmp_path, corpora, "disturbed")
     checkpoints = tmp_path / "runs" / "disturbed" / "ray"
     wait_for(lambda: list(checkpoints.glob("checkpoint_*/config.json")), 120)
@@ -131,38 +152,55 @@ def test_a_killed_worker_costs_nothing_but_time(corpora, tmp_path):
     victim.send_signal(signal.SIGKILL)
     disturbed = result_of(process)
 
-    assert disturbed["num_images_seen"] == undisturbed["num_images_seen"] == 96
-    first, second = (
-        load_file(Path(result["checkpoint"]) / "training.safetensors") for result in (undisturbed, disturbed)
-    )
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert disturbed["num_images_seen"] == 96
+    undisturbed = load_file(train_with_torchrun(tmp_path / "undisturbed", corpora) / "training.safetensors")
+    weights = load_file(Path(disturbed["checkpoint"]) / "training.safetensors")
+    assert weights.keys() == undisturbed.keys()
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights.items())
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("nst")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(str(run.info.run_name) for run in runs) == ["disturbed", "undisturbed"]  # one each
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert [(run.info.run_name, run.info.status) for run in runs] == [("disturbed", "FINISHED")]
     history = client.get_metric_history(disturbed["run_id"], "generator/bands")
     assert {metric.step for metric in history} == {16, 32, 48, 64, 80, 96}
     wait_for(lambda: not any("ray::" in " ".join(p.cmdline()) for p in psutil.Process().children(True)), 30)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_the_same_name_goes_on_after_the_driver_was_killed(corpora, tmp_path):
-    process = train_in_a_process(tmp_path, corpora, "one")
-    wait_for(lambda: list((tmp_path / "runs/one/ray").glob("checkpoint_*/config.json")), 120)
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in family:
-        member.kill()
-    process.communicate(timeout=30)
-    known = json.loads((tmp_path / "runs/one/run.json").read_text())
+@pytest.mark.timeout(600)
+def test_the_same_name_goes_on_however_the_driver_ended(corpora, tmp_path):
+    checkpoints, record = tmp_path / "runs/one/ray", tmp_path / "runs/one/run.json"
+    run_ids = set()
+    for number, status in (
+        (signal.SIGINT, "KILLED"),
+        (signal.SIGTERM, "KILLED"),
+        (signal.SIGKILL, "RUNNING"),
+    ):
+        before = set(checkpoints.glob("checkpoint_*/config.json"))
+        process = train_in_a_process(tmp_path, corpora, "one", images=1200)
+        wait_for(lambda before=before: set(checkpoints.glob("checkpoint_*/config.json")) - before, 120)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=90)
+        if number == signal.SIGKILL:
+            for member in family:  # nothing was left to end them
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+        else:
+            assert process.returncode == 130, output
+            assert json.loads(output.splitlines()[-1])["exit_code"] == 130
+        known = json.loads(record.read_text())
+        assert known["status"] == status
+        run_ids.add(known["run_id"])
+        run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(known["run_id"])
+        assert run.info.status == status
 
-    again = result_of(train_in_a_process(tmp_path, corpora, "one"))
-    assert again["run_id"] == known["run_id"]
-    assert again["num_images_seen"] == 96
+    done = result_of(train_in_a_process(tmp_path, corpora, "one", images=1200))
+    assert run_ids == {done["run_id"]}
+    assert done["num_images_seen"] == 1200
     # once more: nothing is left to do, and it says what there is
-    assert result_of(train_in_a_process(tmp_path, corpora, "one")) == again
+    assert result_of(train_in_a_process(tmp_path, corpora, "one", images=1200)) == done
     # the name is taken
     result = nst(
         "train", "--content", corpora[0], "--style", corpora[1], *TINY, "--out", str(tmp_path / "runs"),
