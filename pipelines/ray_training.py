@@ -38,7 +38,7 @@ class Workers:
     num_loader_workers: int
     max_restarts: int
     use_gpu: bool
-    seconds_to_start: int
+    are_here: bool  # on this machine's own Ray, which nobody else starts, drains or takes away
 
 
 def choose_workers(
@@ -55,7 +55,7 @@ def choose_workers(
         num_loader_workers=num_loader_workers,
         max_restarts=max_restarts,
         use_gpu=use_gpu,
-        seconds_to_start=SECONDS_TO_WAIT_HERE if info.is_local else SECONDS_TO_WAIT_FOR_NODES,
+        are_here=info.is_local,
     )
 
 
@@ -68,7 +68,10 @@ def fit(training_uri: str, settings: WorkerSettings, workers: Workers) -> Result
         KeyboardInterrupt: Ctrl-C or SIGTERM.
     """
     filesystem, path = storage.pyarrow_filesystem(training_uri)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(workers.seconds_to_start))
+    seconds_to_start = SECONDS_TO_WAIT_HERE if workers.are_here else SECONDS_TO_WAIT_FOR_NODES
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(seconds_to_start))
+    # one process less to start where no node can be preempted
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0" if workers.are_here else "1")
     board = ProgressBoard.remote()
     trainer = TorchTrainer(
         train_on_worker,

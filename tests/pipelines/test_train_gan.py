@@ -178,7 +178,7 @@ def test_the_same_name_goes_on_however_the_driver_ended(corpora, tmp_path):
         (signal.SIGKILL, "RUNNING"),
     ):
         before = set(checkpoints.glob("checkpoint_*/config.json"))
-        process = train_in_a_process(tmp_path, corpora, "one", images=1200)
+        process = train_in_a_process(tmp_path, corpora, "one", images=480)
         wait_for(lambda before=before: set(checkpoints.glob("checkpoint_*/config.json")) - before, 120)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
@@ -196,11 +196,11 @@ def test_the_same_name_goes_on_however_the_driver_ended(corpora, tmp_path):
         run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(known["run_id"])
         assert run.info.status == status
 
-    done = result_of(train_in_a_process(tmp_path, corpora, "one", images=1200))
+    done = result_of(train_in_a_process(tmp_path, corpora, "one", images=480))
     assert run_ids == {done["run_id"]}
-    assert done["num_images_seen"] == 1200
+    assert done["num_images_seen"] == 480
     # once more: nothing is left to do, and it says what there is
-    assert result_of(train_in_a_process(tmp_path, corpora, "one", images=1200)) == done
+    assert result_of(train_in_a_process(tmp_path, corpora, "one", images=480)) == done
     # the name is taken
     result = nst(
         "train", "--content", corpora[0], "--style", corpora[1], *TINY, "--out", str(tmp_path / "runs"),
