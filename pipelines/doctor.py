@@ -208,6 +208,10 @@ def check_mlflow() -> Iterator[Finding]:
 
     tracking.check()
     yield Finding(name="mlflow", status="ok", detail=f"{tracking.shown(tracking.tracking_uri())} answers")
+    try:
+        tracking.require_lasting_store()
+    except ValueError as error:  # enough for everything but training and its models
+        yield Finding(name="mlflow", status="warning", detail=str(error), remedy="as it says")
 
 
 def check_ray(storage_uri: str) -> Iterator[Finding]:
