@@ -96,7 +96,11 @@ def run(config: TrainConfig, content_uri: str, style_uri: str, out_dir: Path, de
         raise ValueError(
             f"{out_dir} holds a training with another configuration; give this one another --out"
         )
+    record, digests = out_dir / "corpora.json", [content.manifest.digest, style.manifest.digest]
+    if checkpoint_dir is not None and json.loads(record.read_text()) != digests:
+        raise ValueError(f"{out_dir} holds a training on other corpora; give this one another --out")
     out_dir.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(digests))
     session = prepare(config, content, style, device=device, checkpoint_dir=checkpoint_dir)
     hooks = LocalHooks(out_dir, Previews.choose(config, content, style))
     train(config, session.objective, session.batches, hooks, session.state)

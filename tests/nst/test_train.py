@@ -12,8 +12,9 @@ from nst.networks.blocks import num_parameters
 from nst.networks.generator import Generator
 from nst.objectives.unigan import Unigan
 from nst.presets import preset
-from nst.standalone import find_checkpoint
+from nst.standalone import find_checkpoint, main
 from nst.train import Previews, TrainState, prepare, state_to_dict, train
+from tests.corpora import make_corpus
 
 
 class Recorder:
@@ -185,6 +186,19 @@ def test_torchrun_and_one_process_train_the_same_model(corpora, tmp_path):
             apart += float((one[key] - two[key]).square().sum())
         # had the ranks not shared their gradients, the two would be as far apart as they have moved
         assert apart**0.5 < 0.05 * moved**0.5, (part, apart**0.5, moved**0.5)
+
+
+def test_standalone_refuses_what_does_not_belong_to_the_training(corpora, tmp_path, capsys):
+    content, style = corpora
+    common = ["--preset", "smoke", "--images", "8", "--set", "batch.size=32", "--out", str(tmp_path)]
+    assert main(["--content", content.uri, "--style", style.uri, *common]) == 0
+    assert main(["--content", style.uri, "--style", content.uri, *common]) == 2
+    assert "is a style corpus; --content needs one made for content" in capsys.readouterr().err
+    assert main(["--content", content.uri, "--style", style.uri, *common, "--set", "seed=3"]) == 2
+    assert "give this one another --out" in capsys.readouterr().err
+    other = make_corpus(tmp_path / "other", "style", per_label=4)
+    assert main(["--content", content.uri, "--style", other, *common]) == 2
+    assert "a training on other corpora" in capsys.readouterr().err
 
 
 @pytest.mark.slow
