@@ -23,10 +23,13 @@ demo: install ## The whole chain on real images, on this machine (about 3 minute
 	$(BIN)/nst demo
 
 test: install ## All tests (real Ray, S3 and MLflow servers; under 15 minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not faults"
+
+test-faults: install ## Series of failures, minutes each
+	$(BIN)/python -m pytest -m faults
 
 test-fast: install ## Only the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not faults and not gpu"
 
 check: install ## Formatting, lints, types, layers
 	$(BIN)/ruff format --check .
@@ -41,4 +44,4 @@ format: install ## Format the code
 clean: ## Remove the environment and what demo and tests left
 	rm -rf $(VENV) .venv-s3 .nst nst-demo build *.egg-info
 
-.PHONY: help install demo test test-fast check format clean
+.PHONY: help install demo test test-fast test-faults check format clean

@@ -167,7 +167,7 @@ def test_a_killed_worker_costs_nothing_but_time(corpora, tmp_path):
     wait_for(lambda: not any("ray::" in " ".join(p.cmdline()) for p in psutil.Process().children(True)), 30)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_the_same_name_goes_on_however_the_driver_ended(corpora, tmp_path):
     checkpoints, record = tmp_path / "runs/one/ray", tmp_path / "runs/one/run.json"
