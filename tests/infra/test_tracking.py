@@ -233,7 +233,7 @@ def server_on(port: int, folder: Path, *options: str) -> Iterator[str]:
         end_session(process)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_survives_its_server(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

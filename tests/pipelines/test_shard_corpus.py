@@ -329,7 +329,7 @@ def scratch() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_program_is_gone_on_with(
     source: Path, sharded: Path, tmp_path: Path, scratch: Path, number: int

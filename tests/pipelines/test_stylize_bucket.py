@@ -455,7 +455,7 @@ def test_a_killed_worker_costs_nothing(model: str, styles: Path, tmp_path: Path)
     assert len(outputs(out)) == len(ledger(out)) == 24
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_whole_pictures_and_goes_on(
     model: str, styles: Path, tmp_path: Path, signal_number: signal.Signals
