@@ -22,7 +22,7 @@ install: $(VENV)/.installed ## Create the environment in .venv
 demo: install ## The whole chain on real images, on this machine (about 3 minutes)
 	$(BIN)/nst demo
 
-test: install ## All tests (real Ray, S3 and MLflow servers; under 15 minutes)
+test: install ## All tests (real Ray, S3 and MLflow servers)
 	$(BIN)/python -m pytest -m "not faults"
 
 test-faults: install ## Series of failures, minutes each

@@ -150,7 +150,12 @@ class Recorder:
 
     @property
     def has_failed_too_often(self) -> bool:
-        return self._run.max_failures is not None and self.num_failed > self._run.max_failures
+        # with those of earlier runs: a rerun that skips them must not turn failure into success
+        return self._run.max_failures is not None and self.num_failed_ever > self._run.max_failures
+
+    @property
+    def num_failed_ever(self) -> int:
+        return self.num_failed + self.counts["failed_before"]
 
     def conclude(self, gallery_uri: str) -> dict[str, Any]:
         """Says what happened; raises StageFailed if that is a failure."""
@@ -171,9 +176,8 @@ class Recorder:
         say(f"  pictures  {out_uri}")
         say(f"  gallery   {gallery_uri}")
         say(f"  ledger    {self.ledger.uri}")
-        # a rerun that skips what failed before must not turn that failure into a success
-        failed, limit = self.num_failed + counts["failed_before"], self._run.max_failures
-        if limit is not None and failed > limit:
+        failed, limit = self.num_failed_ever, self._run.max_failures
+        if self.has_failed_too_often:
             raise StageFailed(f"{failed} pictures failed, more than --max-failures {limit}", result)
         if failed and not counts[DONE] and not counts["done_before"]:
             raise StageFailed(f"none of {failed} pictures succeeded", result)

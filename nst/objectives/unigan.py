@@ -7,7 +7,6 @@ generator step teaches decoder and modulator to please them. Weights of the term
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -74,15 +73,11 @@ class Drawing(nn.Module):
         return self.decoder(features, self.modulator(statistics, colours))
 
 
-@dataclass
-class Prepared:
-    """What both steps of one batch share: the frozen view of the batch and the pictures drawn from it."""
+class Drawn(NamedTuple):
+    """The pictures drawn from one batch, which both steps judge."""
 
-    features: ContentFeatures  # of content, then of style (for the reconstruction)
-    reference: Tensor  # tap statistics of the style images
-    colours: Tensor  # their colour statistics
-    stylized: Tensor
-    reconstructed: Tensor
+    stylized: Tensor  # [N, 3, H, W]
+    reconstructed: Tensor  # [N, 3, H, W], every other picture in its own style
 
 
 class Unigan:
@@ -127,9 +122,9 @@ class Unigan:
         ):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
-        prepared = self._draw(batch)
-        metrics = self.encoder_step(batch, prepared.stylized.detach())
-        metrics |= self.generator_step(batch, prepared)
+        drawn = self._draw(batch)
+        metrics = self.encoder_step(batch, drawn.stylized.detach())
+        metrics |= self.generator_step(batch, drawn)
         metrics["optim/learning_rate"] = torch.tensor(self.config.optim.generator_lr * scale)
         return metrics
 
@@ -171,10 +166,10 @@ class Unigan:
                 "encoder/content_cosine": losses.off_diagonal_cosine(h[:num]),
             }
 
-    def generator_step(self, batch: Batch, prepared: Prepared) -> Metrics:
+    def generator_step(self, batch: Batch, drawn: Drawn) -> Metrics:
         """Decoder and modulator against the encoders just updated, which stay as they are."""
         weights = self.config.loss
-        stylized = prepared.stylized
+        stylized = drawn.stylized
         self.encoders.requires_grad_(False)
         try:
             with self._autocast():
@@ -191,7 +186,7 @@ class Unigan:
                 "patch": losses.patch_nce(q, q_content, weights.patch_temperature),
                 "adversarial": losses.hinge_generator(judged.logits),
                 "reconstruction": F.l1_loss(
-                    prepared.reconstructed, torch.cat([batch.content, batch.style])[::2]
+                    drawn.reconstructed, torch.cat([batch.content, batch.style])[::2]
                 ),
                 "luminance": losses.low_band_structure(stylized, batch.content),
                 "statistics": losses.statistics_distance(judged.statistics, art.statistics, spread),
@@ -203,7 +198,7 @@ class Unigan:
             self.encoders.requires_grad_(True)
         return {f"generator/{name}": term.detach() for name, term in terms.items()}
 
-    def _draw(self, batch: Batch) -> Prepared:
+    def _draw(self, batch: Batch) -> Drawn:
         """Stylizes the batch, and redraws half of its pictures in their own style."""
         pictures = torch.cat([batch.content, batch.style])
         with torch.no_grad(), self._autocast():
@@ -215,10 +210,10 @@ class Unigan:
         sources = torch.cat([torch.arange(num), torch.arange(0, 2 * num, 2)]).to(self.device)
         styles = torch.cat([torch.arange(num, 2 * num), torch.arange(0, 2 * num, 2)]).to(self.device)
         with self._autocast():
-            drawn = self._drawing(
+            pictures_drawn = self._drawing(
                 ContentFeatures(*(level[sources] for level in features)), statistics[styles], colours[styles]
             )
-        return Prepared(features, statistics[num:], colours[num:], drawn[:num], drawn[num:])
+        return Drawn(pictures_drawn[:num], pictures_drawn[num:])
 
     # --- parts of the losses ------------------------------------------------------------------------
 
