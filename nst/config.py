@@ -12,85 +12,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value > 0, f"{type(config).__name__}.{name} must be above 0, not {value}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What the networks are.
-
-    Attributes:
-        content_widths: channels of content encoder and decoder at strides 1, 2, 4, 8.
-        style_width: channels of the wavelet encoder's first tap.
-        num_blocks: AdaIN residual blocks of the decoder at stride 8.
-        embedding_dim: length of the unit vectors *z* (style) and *h* (content).
-        absolute_wavelets: absolute detail bands (Fujieda et al.) in place of signed ones.
-    """
-
-    content_widths: tuple[int, int, int, int] = (32, 64, 128, 192)
-    style_width: int = 32
-    num_blocks: int = 3
-    embedding_dim: int = 128
-    absolute_wavelets: bool = False
-
-    def __post_init__(self) -> None:
-        _require(
-            len(self.content_widths) == 4 and all(width >= 4 for width in self.content_widths),
-            f"model.content_widths must be four numbers of 4 or more, not {self.content_widths}",
-        )
-        _require_positive(self, "style_width", "num_blocks", "embedding_dim")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the generator step's terms, then the encoder step's. 0 leaves a term out.
-
-    Attributes:
-        matrix: cross-entropy of the stylized picture's *z* onto the artist's other work.
-        reference: squared distance of the stylized picture's *z* to the reference's.
-        content: pairwise distance of *h* between stylized picture and content.
-        patch: PatchNCE of *q* between stylized picture and content.
-        adversarial: realness as E_s sees it.
-        reconstruction: |G(x, x) - x|.
-        luminance: low-band luminance between stylized picture and content.
-        statistics: distance of the wavelet encoder's tap statistics.
-        bands: sliced Wasserstein distance of Haar bands.
-        temperature: tau of the matrix loss.
-        patch_temperature: tau of PatchNCE.
-        margin: m of the pairwise margin loss.
-        r1: gamma of the lazy gradient penalty.
-        r1_every: steps between two penalties.
-    """
-
-    matrix: float = 1.0
-    reference: float = 0.5
-    content: float = 0.5
-    patch: float = 1.0
-    adversarial: float = 1.0
-    reconstruction: float = 10.0
-    luminance: float = 1.0
-    statistics: float = 2.0
-    bands: float = 1.0
-    temperature: float = 0.2
-    patch_temperature: float = 0.07
-    margin: float = 1.0
-    r1: float = 1.0
-    r1_every: int = 16
-
-    def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            _require(value >= 0, f"loss.{item.name} must be 0 or more, not {value}")
-        _require_positive(self, "temperature", "patch_temperature", "margin", "r1_every")
+from nst.approaches import LossConfig, ModelConfig, UniganLoss, UniganModel, require, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +24,26 @@ class BatchConfig:
         works_per_class: K.
         size: side in pixels of the square crops; a multiple of 16.
         min_scale: smallest share of the shorter side that a crop may take.
+        accumulate: parts that a rank's batch is worked through in, to save memory; the gradients stay those
+            of the whole batch.
     """
 
     num_classes: int = 8
     works_per_class: int = 2
     size: int = 256
     min_scale: float = 0.6
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_classes")
-        _require(
+        require_positive(self, "num_classes", "accumulate")
+        require(
             self.works_per_class >= 2, f"batch.works_per_class must be 2 or more, not {self.works_per_class}"
         )
-        _require(
+        require(
             self.size >= 32 and self.size % 16 == 0,
             f"batch.size must be a multiple of 16 from 32 up, not {self.size}",
         )
-        _require(0 < self.min_scale <= 1, f"batch.min_scale must be in (0, 1], not {self.min_scale}")
+        require(0 < self.min_scale <= 1, f"batch.min_scale must be in (0, 1], not {self.min_scale}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +57,9 @@ class OptimConfig:
         betas: Adam's.
         gradient_clip: largest norm of a step's gradient.
         ema_decay: of the averaged weights that become the model, per 32 images.
+        encoder_images: images for which the encoders train alone, before the generator joins.
+        success_gate: accuracy of the realness judgement above which the discriminator waits for the
+            generator.
     """
 
     encoder_lr: float = 2e-4
@@ -141,10 +69,18 @@ class OptimConfig:
     betas: tuple[float, float] = (0.0, 0.99)
     gradient_clip: float = 1.0
     ema_decay: float = 0.999
+    encoder_images: int = 0
+    success_gate: float = 0.9
 
     def __post_init__(self) -> None:
-        _require_positive(self, "encoder_lr", "generator_lr", "gradient_clip")
-        _require(0 <= self.ema_decay < 1, f"optim.ema_decay must be in [0, 1), not {self.ema_decay}")
+        require_positive(self, "encoder_lr", "generator_lr", "gradient_clip")
+        require(
+            self.encoder_images >= 0, f"optim.encoder_images must be 0 or more, not {self.encoder_images}"
+        )
+        require(
+            0.5 < self.success_gate <= 1, f"optim.success_gate must be in (0.5, 1], not {self.success_gate}"
+        )
+        require(0 <= self.ema_decay < 1, f"optim.ema_decay must be in [0, 1), not {self.ema_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,22 +91,29 @@ class TrainConfig:
         num_images: images to train for.
         seed: of weights, batches and augmentations.
         precision: bf16 means autocast; wavelets, norms and losses stay fp32.
+        compile: run the networks through torch.compile; needs a C++ compiler.
         log_every, checkpoint_every, preview_every: in images.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    model: ModelConfig = field(default_factory=UniganModel)
+    loss: LossConfig = field(default_factory=UniganLoss)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     num_images: int = 1_000_000
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
     log_every: int = 2_000
     checkpoint_every: int = 50_000
     preview_every: int = 50_000
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_images", "log_every", "checkpoint_every", "preview_every")
+        require_positive(self, "num_images", "log_every", "checkpoint_every", "preview_every")
+        require(
+            self.model.kind == self.loss.kind,
+            f"the networks are those of {self.model.kind}, the losses those of {self.loss.kind}: start from "
+            "a preset of the approach that is meant",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -218,12 +161,18 @@ def override(config: Any, assignments: dict[str, str]) -> Any:
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
+    if typing.get_origin(hint) is types.UnionType and isinstance(value, dict):
+        hint = _of_kind(typing.get_args(hint), value, name)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise ValueError(f"{name} must be an object, not {value!r}")
         return from_dict(hint, value)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+    if origin is tuple and isinstance(value, list | tuple):
+        if arguments[-1] is Ellipsis:
+            arguments = (arguments[0],) * len(value)
+        if len(value) != len(arguments):
+            raise ValueError(f"{name} must be {len(arguments)} values, not {value!r}")
         return tuple(_convert(kind, item, name) for kind, item in zip(arguments, value, strict=True))
     if origin is Literal and value in arguments:
         return value
@@ -237,3 +186,11 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
         " or ".join(map(repr, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
     )
     raise ValueError(f"{name} must be {expected}, not {value!r}")
+
+
+def _of_kind(kinds: tuple[type, ...], value: dict[str, Any], name: str) -> type:
+    """The dataclass of a union that `value["kind"]` names."""
+    by_name = {kind.kind: kind for kind in kinds}  # type: ignore[attr-defined]
+    if value.get("kind") not in by_name:
+        raise ValueError(f"{name}.kind must be {' or '.join(map(repr, by_name))}, not {value.get('kind')!r}")
+    return by_name[value["kind"]]

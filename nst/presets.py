@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from nst.config import BatchConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, override
+from nst.approaches import UniganLoss, UniganModel
+from nst.config import BatchConfig, OptimConfig, TrainConfig, override
 
 
 def main() -> TrainConfig:
@@ -15,12 +16,12 @@ def main() -> TrainConfig:
 
 def small() -> TrainConfig:
     """Half the channels of a production model; still 256 px."""
-    return replace(main(), model=ModelConfig(content_widths=(24, 48, 96, 128), style_width=24))
+    return replace(main(), model=UniganModel(content_widths=(24, 48, 96, 128), style_width=24))
 
 
 def micro() -> TrainConfig:
     """The smallest that is worth shipping; stylizes on a laptop's CPU."""
-    return replace(main(), model=ModelConfig(content_widths=(16, 32, 64, 96), style_width=16))
+    return replace(main(), model=UniganModel(content_widths=(16, 32, 64, 96), style_width=16))
 
 
 def smoke() -> TrainConfig:
@@ -30,8 +31,8 @@ def smoke() -> TrainConfig:
     that pay off later.
     """
     return TrainConfig(
-        model=ModelConfig(content_widths=(16, 24, 32, 48), style_width=8, num_blocks=2, embedding_dim=64),
-        loss=LossConfig(bands=3.0, reconstruction=25.0, luminance=0.5, patch=0.5),
+        model=UniganModel(content_widths=(16, 24, 32, 48), style_width=8, num_blocks=2, embedding_dim=64),
+        loss=UniganLoss(bands=3.0, reconstruction=25.0, luminance=0.5, patch=0.5),
         batch=BatchConfig(num_classes=4, size=64),
         optim=OptimConfig(
             encoder_lr=1e-3, generator_lr=1e-3, warmup_images=200, betas=(0.5, 0.99), ema_decay=0.99

@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from nst.approaches import UniganModel
 from nst.checkpoint import CONFIG_FILE, FORMAT_VERSION, MODEL_FILE
-from nst.config import ModelConfig, TrainConfig, to_dict
+from nst.config import TrainConfig, to_dict
 from nst.networks.generator import Generator
 
 
 def tiny_checkpoint(folder: Path, seed: int = 0) -> str:
     """What inference needs of a checkpoint; the same seed gives the same model."""
     torch.manual_seed(seed)
-    model = ModelConfig(content_widths=(4, 4, 8, 8), style_width=4, num_blocks=1, embedding_dim=8)
+    model = UniganModel(content_widths=(4, 4, 8, 8), style_width=4, num_blocks=1, embedding_dim=8)
     folder.mkdir(parents=True)
     weights = {name: tensor.contiguous().clone() for name, tensor in Generator(model).state_dict().items()}
     save_file(weights, folder / MODEL_FILE)

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nst.config import ModelConfig
+from nst.approaches import UniganModel
 from nst.networks.blocks import AdaptiveNorm, AdaptiveResBlock, InstanceNorm, conv, upsample
 from nst.networks.content_encoder import ContentEncoder, ContentFeatures
 from nst.networks.style_code import Modulator, StyleCode, colour_statistics
+from nst.networks.style_generator import StyleGenerator, pad_to_multiple
 from nst.networks.wavelet_encoder import WaveletEncoder, tap_statistics
 
 MIN_STYLE_SIDE = 64
@@ -61,7 +62,7 @@ def soft_clip(images: Tensor) -> Tensor:
     return torch.where(excess > 0, images.sign() * bent, images)
 
 
-class Generator(nn.Module):
+class Generator(StyleGenerator):
     """Any content in any style: `generator(content, generator.encode_style(style))`.
 
     Images are [N, 3, H, W] in [-1, 1]; any H and W from 16 up (padded inside to a multiple of `stride`).
@@ -69,7 +70,7 @@ class Generator(nn.Module):
 
     stride = ContentEncoder.stride
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UniganModel) -> None:
         super().__init__()
         self.config = config
         self.content_encoder = ContentEncoder(config.content_widths)
@@ -98,14 +99,3 @@ class Generator(nn.Module):
         """content [N, 3, H, W] in [-1, 1], code of 1 or N styles -> [N, 3, H, W] in [-1, 1]."""
         padded, (height, width) = pad_to_multiple(content, self.stride)
         return self.decode(self.content_encoder(padded), code)[:, :, :height, :width]
-
-
-def pad_to_multiple(images: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Pads at the right and the bottom by mirroring; returns the original (H, W) too."""
-    height, width = images.shape[2:]
-    if min(height, width) < 16:
-        raise ValueError(f"an image of {width}x{height} pixels is too small: at least 16x16 are needed")
-    right, bottom = -width % multiple, -height % multiple
-    if right or bottom:
-        images = F.pad(images, (0, right, 0, bottom), mode="reflect")
-    return images, (height, width)

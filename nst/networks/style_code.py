@@ -19,7 +19,8 @@ class StyleCode:
     """The styles of M pictures, as the decoder takes them. Codes mix linearly.
 
     Attributes:
-        modulation: [M, D], scale and shift of every AdaIN, side by side.
+        modulation: [M, D], scale and shift of every AdaIN, side by side; or [M, 3, S, S], the style picture
+            itself, for a generator that takes it beside the content.
         colour_mean: [M, 3], mean RGB in [-1, 1].
         colour_std: [M, 3], its standard deviation.
     """
@@ -42,7 +43,7 @@ class StyleCode:
     def expand(self, num: int) -> StyleCode:
         """One style for `num` images."""
         assert len(self) in (1, num), (len(self), num)
-        return self._map(lambda part: part.expand(num, -1))
+        return self._map(lambda part: part.expand(num, *part.shape[1:]))
 
     def mix(self, weights: Sequence[float] | Tensor) -> StyleCode:
         """A weighted mean of the M styles, as a batch of one. Weights are normalised to sum 1.
@@ -55,8 +56,8 @@ class StyleCode:
             raise ValueError(
                 f"{len(self)} styles need {len(self)} weights of 0 or more, not all 0; got {shares.tolist()}"
             )
-        shares = (shares / shares.sum())[:, None]
-        return self._map(lambda part: (part * shares).sum(dim=0, keepdim=True))
+        shares = shares / shares.sum()
+        return self._map(lambda part: torch.tensordot(shares, part, dims=1)[None])
 
     def to(self, *args, **kwargs) -> StyleCode:
         return self._map(lambda part: part.to(*args, **kwargs))

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from nst.config import BatchConfig, ModelConfig, TrainConfig, from_dict, override, to_dict
+from nst.approaches import UniganModel
+from nst.config import BatchConfig, TrainConfig, from_dict, override, to_dict
 from nst.presets import PRESETS, preset
 
 
@@ -44,6 +45,6 @@ def test_configurations_validate_themselves():
     with pytest.raises(ValueError, match="works_per_class"):
         BatchConfig(works_per_class=1)
     with pytest.raises(ValueError, match="four numbers"):
-        ModelConfig(content_widths=(8, 8, 8))  # type: ignore[arg-type]
+        UniganModel(content_widths=(8, 8, 8))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no preset 'big'"):
         preset("big")

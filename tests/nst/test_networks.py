@@ -1,13 +1,14 @@
 import pytest
 import torch
 
-from nst.config import ModelConfig
+from nst.approaches import UniganModel
 from nst.networks.blocks import InstanceNorm, conv, record_statistics, replay_statistics
-from nst.networks.generator import Generator, pad_to_multiple, soft_clip
+from nst.networks.generator import Generator
 from nst.networks.style_code import RunningStandardisation, colour_statistics
+from nst.networks.style_generator import pad_to_multiple, soft_clip
 from nst.networks.wavelet_encoder import WaveletEncoder, tap_statistics
 
-SMALL = ModelConfig(content_widths=(4, 8, 8, 12), style_width=4, num_blocks=1, embedding_dim=16)
+SMALL = UniganModel(content_widths=(4, 8, 8, 12), style_width=4, num_blocks=1, embedding_dim=16)
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_image
 
-from nst.config import ModelConfig
+from nst.approaches import UniganModel
 from nst.images import to_float
 from nst.networks.blocks import record_statistics
 from nst.networks.generator import Generator
 from nst.stylize import Stylizer, joined_codes
 from nst.tiling import spans, window
 
-CONFIG = ModelConfig(content_widths=(8, 12, 16, 16), style_width=8, num_blocks=2, embedding_dim=16)
+CONFIG = UniganModel(content_widths=(8, 12, 16, 16), style_width=8, num_blocks=2, embedding_dim=16)
 
 
 @pytest.fixture(scope="module")

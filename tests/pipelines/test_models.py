@@ -18,8 +18,9 @@ from PIL import Image
 from torch import nn
 
 from infra import registry, storage, tracking
+from nst.approaches import UniganModel
 from nst.checkpoint import model_digest, save_checkpoint
-from nst.config import ModelConfig, TrainConfig
+from nst.config import TrainConfig
 from nst.networks.generator import Generator
 from nst.stylize import Stylizer
 from pipelines.models import cache_dir, resolve_model
@@ -33,7 +34,7 @@ class TinyObjective:
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
         widths = (4, 4, 4, 4)
-        model = ModelConfig(content_widths=widths, style_width=4, num_blocks=1, embedding_dim=8)
+        model = UniganModel(content_widths=widths, style_width=4, num_blocks=1, embedding_dim=8)
         self.config = TrainConfig(model=model)
         self.ema_generator = Generator(model)
 
