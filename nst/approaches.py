@@ -82,6 +82,7 @@ class UniganLoss:
             margin loss on one positive and one negative a row.
         fakes_as_negatives: stylized pictures are columns of the encoder's matrix loss.
         realness: weight of the encoder step's hinge loss.
+        encoder_patch: PatchNCE of *q* between a content and another rendering of it.
         temperature: tau of the matrix loss.
         patch_temperature: tau of PatchNCE.
         margin: m of the pairwise margin loss.
@@ -105,6 +106,7 @@ class UniganLoss:
     metric: Literal["matrix", "pairs"] = "matrix"
     fakes_as_negatives: bool = True
     realness: float = 1.0
+    encoder_patch: float = 0.5
     temperature: float = 0.2
     patch_temperature: float = 0.07
     margin: float = 1.0
@@ -120,31 +122,64 @@ class RganModel:
     """Approach 1, the conditional GAN with a U-Net generator and two discriminators.
 
     Attributes:
-        fusion: how the style enters.
-        style_width: channels of the wavelet style discriminator's first level.
+        fusion: how the style enters the generator. `concat6`: the style picture beside the content, six
+            channels, as in the original. `wavelet_skips`: a wavelet CNN's features of the style picture
+            beside the content's skips, the original's variant. `adain`: the statistics of a wavelet encoder
+            drive every norm, and no place of the style picture reaches the stylized one.
+        palette: what the last layer gives the picture's RGB mean and deviation from: the `style`, the
+            `content`, or nothing, the `network` being free to choose, as in the original.
+        widths: channels behind each of the generator's stride-2 convolutions, the last being the bottleneck.
+        style_width: channels of the wavelet encoders' first tap, in style discriminator and generator.
+        style_side: px; `concat6` and `wavelet_skips` keep a style as a square picture of this side.
+        absolute_wavelets: absolute detail bands (Fujieda et al.) in place of signed ones.
+        style_discriminator: what is made of wavelet features: their `statistics`, or a 4x4 `grid`, as in the
+            original.
         embedding_dim: length of the style discriminator's unit vector.
+        patch_widths: channels of the content discriminator.
+        patch_field: px that each of its logits sees: 70 as in pix2pix, 94 as in the original.
     """
 
     kind: Literal["rgan"] = "rgan"
     fusion: Literal["adain", "concat6", "wavelet_skips"] = "adain"
+    palette: Literal["style", "content", "network"] = "style"
+    widths: tuple[int, ...] = (32, 64, 128, 256, 256, 256)
     style_width: int = 32
+    style_side: int = 256
+    absolute_wavelets: bool = False
+    style_discriminator: Literal["statistics", "grid"] = "statistics"
     embedding_dim: int = 128
+    patch_widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    patch_field: Literal[70, 94] = 70
 
     def __post_init__(self) -> None:
+        fewest = 6 if self.fusion == "wavelet_skips" else 2  # five levels of style features, and a bottleneck
+        require(
+            len(self.widths) >= fewest and all(width >= 1 for width in self.widths),
+            f"model.widths must be {fewest} or more numbers above 0 for {self.fusion}, not {self.widths}",
+        )
+        require(
+            all(width >= 1 for width in self.patch_widths),
+            f"model.patch_widths must be above 0, not {self.patch_widths}",
+        )
+        require(self.style_side >= 32, f"model.style_side must be 32 or more, not {self.style_side}")
         require_positive(self, "style_width", "embedding_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RganLoss:
-    """Weights of the generator's terms, then the discriminators'. 0 leaves a term out.
+    """Weights of the generator's terms, then what the discriminators learn by. 0 leaves a term out.
 
     Attributes:
-        style: margin distance of (style, stylized) as the style discriminator sees it.
+        style: pairwise distance of (style, stylized) as the style discriminator sees it.
         adversarial: (content, stylized) as the content discriminator sees it.
         mae: |G(c, s) - c|, the paper's L1.
         reconstruction: |G(x, x) - x|.
         luminance: low-band luminance between stylized picture and content.
+        gan: the content discriminator's loss: `hinge`, or `bce` as in the paper.
+        augment: the content discriminator sees its pictures shifted and cut (DiffAugment).
         margin: m of the pairwise margin loss.
+        r1: gamma of the content discriminator's lazy gradient penalty.
+        r1_every: steps between two penalties.
     """
 
     kind: Literal["rgan"] = "rgan"
@@ -153,6 +188,8 @@ class RganLoss:
     mae: float = 0.0
     reconstruction: float = 10.0
     luminance: float = 1.0
+    gan: Literal["hinge", "bce"] = "hinge"
+    augment: bool = True
     margin: float = 1.0
     r1: float = 1.0
     r1_every: int = 16

@@ -62,20 +62,29 @@ def _match(features: Tensor, target: Tensor) -> Tensor:
     return (features - mean[:, :, None, None]) * gain + mean_t[:, :, None, None]
 
 
-def diff_augment(images: Tensor, max_shift: float = 0.125, cutout: float = 0.25) -> Tensor:
-    """DiffAugment (Zhao et al. 2020) by translation and cutout, one draw for the whole batch; never by
-    colour, since colour is style. Differentiable.
+def draw_augmentation(num: int) -> Tensor:
+    """What `diff_augment` does with each of this rank's `num` images: [num, 4] in [0, 1), on the CPU. Drawn
+    for the whole global batch, so that the number of ranks changes nothing."""
+    return torch.rand(num * world_size(), 4)[rank() * num : (rank() + 1) * num]
+
+
+def diff_augment(images: Tensor, draws: Tensor, max_shift: float = 0.125, cutout: float = 0.25) -> Tensor:
+    """DiffAugment (Zhao et al. 2020) by translation and cutout, each image its own; never by colour, since
+    colour is style. Differentiable; what leaves at one border comes back at the other.
 
     Args:
-        images: [N, 3, H, W]; max_shift, cutout: shares of the side.
+        images: [N, 3, H, W].
+        draws: [N, 4] in [0, 1), from `draw_augmentation`.
+        max_shift, cutout: shares of the side.
     """
     height, width = images.shape[2:]
-    shifts = [
-        int(torch.randint(-int(side * max_shift), int(side * max_shift) + 1, ())) for side in (height, width)
-    ]
-    images = torch.roll(images, shifts, dims=(2, 3))
-    cut_h, cut_w = int(height * cutout), int(width * cutout)
-    top, left = (int(torch.randint(0, side, ())) for side in (height - cut_h + 1, width - cut_w + 1))
-    mask = torch.ones(1, 1, height, width, device=images.device, dtype=images.dtype)
-    mask[:, :, top : top + cut_h, left : left + cut_w] = 0
-    return images * mask
+    sides = (height, width)
+    moved, mask = [], torch.ones(len(images), 1, height, width)
+    for number, (image, draw) in enumerate(zip(images.unbind(), draws.tolist(), strict=True)):
+        shifts = [round((2 * d - 1) * max_shift * side) for d, side in zip(draw[:2], sides, strict=True)]
+        moved.append(torch.roll(image, shifts, dims=(1, 2)))
+        cuts = [int(side * cutout) for side in sides]
+        starts = [int(d * (side - cut + 1)) for d, side, cut in zip(draw[2:], sides, cuts, strict=True)]
+        mask[number, :, starts[0] : starts[0] + cuts[0], starts[1] : starts[1] + cuts[1]] = 0
+    stacked = torch.stack(moved).contiguous(memory_format=torch.channels_last)
+    return stacked * mask.to(stacked)

@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nst.config import TrainConfig, from_dict, to_dict
-from nst.networks.generator import Generator
+from nst.networks.build import build_generator
+from nst.networks.style_generator import StyleGenerator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 TRAINING_FILE, STATE_FILE = "training.safetensors", "state.json"
@@ -32,10 +33,12 @@ class Trainable(Protocol):
     """What a checkpoint needs of an objective."""
 
     config: TrainConfig
-    ema_generator: Generator
+    ema_generator: StyleGenerator
 
     def networks(self) -> dict[str, nn.Module]: ...
     def optimizers(self) -> dict[str, torch.optim.Optimizer]: ...
+    def memory(self) -> dict[str, dict[str, float]]: ...
+    def recall(self, memory: dict[str, dict[str, float]]) -> None: ...
 
 
 def save_checkpoint(checkpoint_dir: str | Path, objective: Trainable, state: dict[str, Any]) -> None:
@@ -52,7 +55,8 @@ def save_checkpoint(checkpoint_dir: str | Path, objective: Trainable, state: dic
             steps[name][str(index)] = float(slots["step"])
             tensors |= {f"optimizer.{name}.{index}.{slot}": slots[slot] for slot in ("exp_avg", "exp_avg_sq")}
     save_file(_contiguous(tensors), folder / TRAINING_FILE)
-    _write_json(folder / STATE_FILE, {**state, "optimizer_steps": steps})
+    memory = {"optimizer_steps": steps, "objective": objective.memory()}
+    _write_json(folder / STATE_FILE, {**state, **memory})
     # last: a directory without it is not a checkpoint
     _write_json(folder / CONFIG_FILE, {"format_version": FORMAT_VERSION, "config": to_dict(objective.config)})
 
@@ -69,6 +73,7 @@ def load_checkpoint(checkpoint_dir: str | Path, objective: Trainable) -> dict[st
         raise ValueError(f"{folder} holds a model of another configuration; give the training another --name")
     tensors, state = _load_tensors(folder / TRAINING_FILE), json.loads((folder / STATE_FILE).read_text())
     steps = state.pop("optimizer_steps")
+    objective.recall(state.pop("objective"))
     for name, network in objective.networks().items():
         prefix = f"network.{name}."
         network.load_state_dict(
@@ -106,14 +111,14 @@ def read_config(checkpoint_dir: str | Path) -> TrainConfig:
     return from_dict(TrainConfig, values)
 
 
-def load_generator(checkpoint_dir: str | Path, *, device: str | torch.device = "cpu") -> Generator:
+def load_generator(checkpoint_dir: str | Path, *, device: str | torch.device = "cpu") -> StyleGenerator:
     """The averaged generator of a checkpoint, ready for inference.
 
     Raises:
         ValueError: not a checkpoint, damaged, or its weights do not fit its configuration.
     """
     config = read_config(checkpoint_dir)
-    generator = Generator(config.model)
+    generator = build_generator(config.model)
     tensors = _load_tensors(Path(checkpoint_dir) / MODEL_FILE)
     try:
         generator.load_state_dict(tensors)

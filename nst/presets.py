@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from nst.approaches import UniganLoss, UniganModel
+from nst.approaches import RganLoss, RganModel, UniganLoss, UniganModel
 from nst.config import BatchConfig, OptimConfig, TrainConfig, override
 
 
 def main() -> TrainConfig:
-    """The full model: 256 px, for a GPU node or more."""
-    return TrainConfig()
+    """The full model: 256 px, 16 artists a step, the encoders 64,000 images ahead; for a GPU node or more."""
+    return TrainConfig(batch=BatchConfig(num_classes=16), optim=OptimConfig(encoder_images=64_000))
 
 
 def small() -> TrainConfig:
@@ -22,6 +22,60 @@ def small() -> TrainConfig:
 def micro() -> TrainConfig:
     """The smallest that is worth shipping; stylizes on a laptop's CPU."""
     return replace(main(), model=UniganModel(content_widths=(16, 32, 64, 96), style_width=16))
+
+
+def paper_unigan() -> TrainConfig:
+    """Approach 2 by the paper's own terms: 0.5 style, 0.5 content, 1 MAE, nothing else; *z* drives the
+    decoder. 128 px, batches of 16, Adam at 1e-4 (method: the original's numbers)."""
+    return TrainConfig(
+        model=UniganModel(modulator=False, embedding_dim=32),
+        loss=UniganLoss(
+            matrix=0.5,
+            reference=0.0,
+            content=0.5,
+            patch=0.0,
+            adversarial=0.0,
+            mae=1.0,
+            reconstruction=0.0,
+            luminance=0.0,
+            statistics=0.0,
+            bands=0.0,
+            realness=0.0,
+            encoder_patch=0.0,
+            r1=0.0,
+        ),
+        batch=BatchConfig(num_classes=8, size=128),
+        optim=OptimConfig(
+            encoder_lr=1e-4, generator_lr=1e-4, betas=(0.9, 0.999), encoder_images=64_000, success_gate=1.0
+        ),
+    )
+
+
+def rgan() -> TrainConfig:
+    """Approach 1, 256 px: the style's statistics drive a U-Net, the style discriminator begins ahead."""
+    return replace(main(), model=RganModel(), loss=RganLoss())
+
+
+def paper_rgan() -> TrainConfig:
+    """Approach 1 with the original's topology, sizes and weights: 0.6 style, 0.4 binary cross-entropy, 1 MAE;
+    128 px, batches of 16, Adam at 1e-4 throughout. `model.fusion=wavelet_skips` is its variant."""
+    return TrainConfig(
+        model=RganModel(
+            fusion="concat6",
+            palette="network",
+            widths=(64, 128, 256, 512, 512, 512, 64),
+            style_width=64,
+            style_side=128,
+            style_discriminator="grid",
+            embedding_dim=16,
+            patch_field=94,
+        ),
+        loss=RganLoss(mae=1.0, reconstruction=0.0, luminance=0.0, gan="bce", augment=False, r1=0.0),
+        batch=BatchConfig(num_classes=8, size=128),
+        optim=OptimConfig(
+            encoder_lr=1e-4, generator_lr=1e-4, final_lr=1.0, betas=(0.9, 0.999), success_gate=1.0
+        ),
+    )
 
 
 def smoke() -> TrainConfig:
@@ -49,6 +103,9 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "main": main,
     "small": small,
     "micro": micro,
+    "paper_unigan": paper_unigan,
+    "rgan": rgan,
+    "paper_rgan": paper_rgan,
     "smoke": smoke,
 }
 

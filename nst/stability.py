@@ -1,5 +1,5 @@
-"""What keeps the two sides of a GAN in balance, and says so when they are not: the success gate, and alarms in
-plain language. Both remember a few numbers, which belong to the checkpoint."""
+"""What keeps the two sides of a GAN in balance, and says so when they are not: the success gate, and alarms
+in plain language. Both remember a few numbers, which belong to the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
-SLOWNESS = 0.99  # of the running means: about a hundred steps
+SLOWNESS = 0.8  # of the running means over reports
+MIN_REPORTS = 10  # before an alarm: a training that begins looks like one that has collapsed
 GATE_STEPS = 500  # that the accuracy must have stayed above the gate (method: alarms)
 
 COLLAPSED, SAME_VECTOR, STYLE_IGNORED, TOO_STRONG = (
@@ -62,11 +63,16 @@ class Alarms:
 
     def __init__(self) -> None:
         self._means: dict[str, float] = {}
+        self._num_reports = 0
         self._raised: set[str] = set()
 
     def observe(self, figures: Mapping[str, float], *, gate_is_open: bool) -> dict[str, float]:
-        """`figures`, of those that there are: `guessing`, the matrix loss over ln(columns); `cosine`, the mean
-        off-diagonal one; `sensitivity`, the deviation of a stylized content over styles, in [-1, 1] units.
+        """Takes in one report of a training.
+
+        Args:
+            figures: of those that there are: `guessing`, the matrix loss over what guessing scores; `cosine`,
+                the mean off-diagonal one; `sensitivity`, the standard deviation over styles of one stylized
+                content, in [-1, 1] units.
 
         Returns:
             alarm/NAME -> 0 or 1.
@@ -74,20 +80,23 @@ class Alarms:
         for name, value in figures.items():
             if math.isfinite(value):
                 self._means[name] = value + SLOWNESS * (self._means.get(name, value) - value)
-        up = {
-            COLLAPSED: self._means.get("guessing", 0.0) > 0.97,
-            SAME_VECTOR: self._means.get("cosine", 0.0) > 0.9,
-            STYLE_IGNORED: self._means.get("sensitivity", 1.0) < 0.02,
-            TOO_STRONG: not gate_is_open,
-        }
-        for name in WARNINGS:
-            if up[name] and name not in self._raised:
+        self._num_reports += 1
+        up = dict.fromkeys(WARNINGS, False)
+        up[TOO_STRONG] = not gate_is_open
+        if self._num_reports >= MIN_REPORTS:
+            up[COLLAPSED] = self._means.get("guessing", 0.0) > 0.97
+            up[SAME_VECTOR] = self._means.get("cosine", 0.0) > 0.9
+            up[STYLE_IGNORED] = self._means.get("sensitivity", 1.0) < 0.02
+        for name, is_up in up.items():
+            if is_up and name not in self._raised:
                 log.warning("%s", WARNINGS[name])
         self._raised = {name for name, is_up in up.items() if is_up}
         return {f"alarm/{name}": float(is_up) for name, is_up in up.items()}
 
     def memory(self) -> dict[str, float]:
-        return dict(self._means)
+        return {"num_reports": float(self._num_reports), **self._means}
 
     def recall(self, memory: Mapping[str, float]) -> None:
-        self._means = dict(memory)
+        means = dict(memory)
+        self._num_reports = int(means.pop("num_reports"))
+        self._means = means

@@ -25,7 +25,7 @@ from nst.config import TrainConfig
 from nst.corpus import Corpus
 from nst.distributed import rank
 from nst.images import to_uint8
-from nst.objectives.unigan import Unigan
+from nst.objectives.objective import Objective
 from nst.presets import PRESETS, resolve_config
 from nst.train import Previews, TrainState, prepare, state_to_dict, train
 
@@ -50,12 +50,12 @@ class LocalHooks:
             with (self._out_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({**state_to_dict(state), "images_per_second": rate, **metrics}) + "\n")
 
-    def on_preview(self, state: TrainState, objective: Unigan) -> None:
+    def on_preview(self, state: TrainState, objective: Objective) -> None:
         if rank() == 0:
             grid = to_uint8(self._previews.draw(objective))
             Image.fromarray(grid).save(self._out_dir / f"preview-{state.num_images_seen:09d}.png")
 
-    def on_checkpoint(self, state: TrainState, objective: Unigan) -> None:
+    def on_checkpoint(self, state: TrainState, objective: Objective) -> None:
         if rank() == 0:
             written, current = self._out_dir / "checkpoint.new", self._out_dir / "checkpoint"
             shutil.rmtree(written, ignore_errors=True)
@@ -85,7 +85,14 @@ def open_for(role: str, uri: str) -> Corpus:
     return corpus
 
 
-def run(config: TrainConfig, content_uri: str, style_uri: str, out_dir: Path, device: torch.device) -> None:
+def run(
+    config: TrainConfig,
+    content_uri: str,
+    style_uri: str,
+    out_dir: Path,
+    device: torch.device,
+    num_loader_workers: int = 0,
+) -> None:
     """Trains to the end, from where `out_dir` stands."""
     content, style = (open_for(role, uri) for role, uri in (("content", content_uri), ("style", style_uri)))
     checkpoint_dir = find_checkpoint(out_dir)
@@ -101,9 +108,16 @@ def run(config: TrainConfig, content_uri: str, style_uri: str, out_dir: Path, de
         raise ValueError(f"{out_dir} holds a training on other corpora; give this one another --out")
     out_dir.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(digests))
-    session = prepare(config, content, style, device=device, checkpoint_dir=checkpoint_dir)
+    session = prepare(
+        config,
+        content,
+        style,
+        device=device,
+        checkpoint_dir=checkpoint_dir,
+        num_loader_workers=num_loader_workers,
+    )
     hooks = LocalHooks(out_dir, Previews.choose(config, content, style))
-    train(config, session.objective, session.batches, hooks, session.state)
+    train(session, hooks)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -115,6 +129,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="micro", choices=sorted(PRESETS))
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoint, previews and metrics")
     parser.add_argument("--images", type=int, help="images to train for")
+    parser.add_argument("--loader-workers", type=int, default=0, help="decoding processes for each rank")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="assignments"
     )
@@ -132,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         config = resolve_config(options.preset, options.images, options.assignments)
-        run(config, options.content, options.style, options.out, torch.device(device))
+        run(config, options.content, options.style, options.out, torch.device(device), options.loader_workers)
     except ValueError as error:
         print(f"nst.train: {error}", file=sys.stderr)
         return 2

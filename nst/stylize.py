@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nst.checkpoint import load_generator, model_digest
 from nst.networks.blocks import Statistics, record_statistics, replay_statistics
-from nst.networks.generator import Generator
+from nst.networks.style_generator import StyleGenerator
 from nst.networks.style_code import StyleCode
 from nst.pictures import (
     MIN_SIDE,
@@ -65,7 +65,7 @@ class Stylizer:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: StyleGenerator,
         *,
         digest: str = "",
         dtype: torch.dtype | None = None,

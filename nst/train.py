@@ -4,8 +4,8 @@ hooks. `nst.standalone` runs it on one machine, `pipelines.train_gan` under Ray 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from nst.batch import Batch
 from nst.checkpoint import load_checkpoint
 from nst.config import TrainConfig
 from nst.corpus import Corpus
-from nst.distributed import rank, reduce_mean, world_size
+from nst.distributed import gather, gather_labels, rank, reduce_mean, world_size
 from nst.loader import load_batches, random_crop
-from nst.objectives.unigan import Unigan
+from nst.objectives.build import build_objective
+from nst.objectives.objective import Objective
 from nst.sampling import DynamicBatchSampler, mix_bits
 
 NUM_PREVIEWS = 4
@@ -25,10 +26,12 @@ NUM_PREVIEWS = 4
 
 @dataclass
 class TrainState:
-    """How far a training is. Everything that is random follows from the seed and the step."""
+    """How far a training is. Everything that is random follows from the seed and the step; `sampler` is what
+    an adaptive sampler has seen."""
 
     step: int = 0
     num_images_seen: int = 0
+    sampler: dict[str, Any] = field(default_factory=dict)
 
 
 class Hooks(Protocol):
@@ -36,24 +39,35 @@ class Hooks(Protocol):
 
     def should_stop(self) -> bool: ...
     def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None: ...
-    def on_preview(self, state: TrainState, objective: Unigan) -> None: ...
-    def on_checkpoint(self, state: TrainState, objective: Unigan) -> None: ...
+    def on_preview(self, state: TrainState, objective: Objective) -> None: ...
+    def on_checkpoint(self, state: TrainState, objective: Objective) -> None: ...
 
 
-def train(
-    config: TrainConfig, objective: Unigan, batches: Iterator[Batch], hooks: Hooks, state: TrainState
-) -> TrainState:
-    """Trains from `state` until `config.num_images` were seen or a hook says stop; returns where it ended.
+@dataclass(frozen=True)
+class Session:
+    """A training that is ready for `train`."""
 
-    `batches` must begin at `state.step`. The last step always reports metrics, preview and checkpoint.
-    """
+    config: TrainConfig
+    objective: Objective
+    sampler: DynamicBatchSampler
+    batches: Iterator[Batch]
+    state: TrainState
+
+
+def train(session: Session, hooks: Hooks) -> TrainState:
+    """Trains from `session.state` until `config.num_images` were seen or a hook says stop; returns where it
+    ended. The last step always reports metrics, preview and checkpoint."""
+    config, objective, state = session.config, session.objective, session.state
     while state.num_images_seen < config.num_images and not hooks.should_stop():
-        batch = next(batches).to(objective.device)
+        batch = next(session.batches).to(objective.device)
         assert batch.step == state.step, (batch.step, state.step)
 
         # whatever this step draws at random follows from its number, on every rank alike
         torch.manual_seed(mix_bits(config.seed, 5, state.step) >> 1)
         metrics = objective.step(batch, progress=state.num_images_seen / config.num_images)
+        session.sampler.observe(
+            state.step, gather_labels(batch.labels).cpu(), gather(objective.artist_losses).cpu()
+        )
 
         before, num_images = state.num_images_seen, batch.num_images * world_size()
         state.step += 1
@@ -62,10 +76,12 @@ def train(
 
         is_last = state.num_images_seen >= config.num_images
         if _is_due(before, state.num_images_seen, config.log_every) or is_last:
-            hooks.on_metrics(state, reduce_mean(metrics))
+            figures = reduce_mean(metrics)
+            hooks.on_metrics(state, figures | objective.alarm_metrics(figures, batch))
         if _is_due(before, state.num_images_seen, config.preview_every) or is_last:
             hooks.on_preview(state, objective)
         if _is_due(before, state.num_images_seen, config.checkpoint_every) or is_last:
+            state.sampler = session.sampler.memory()
             hooks.on_checkpoint(state, objective)
     return state
 
@@ -73,15 +89,6 @@ def train(
 def _is_due(before: int, now: int, every: int) -> bool:
     """Whether a multiple of `every` was passed: batches vary, so counts are rarely hit exactly."""
     return now // every > before // every
-
-
-@dataclass(frozen=True)
-class Session:
-    """A training that is ready for `train`."""
-
-    objective: Unigan
-    batches: Iterator[Batch]
-    state: TrainState
 
 
 def prepare(
@@ -99,10 +106,11 @@ def prepare(
         ValueError: the corpora and the configuration do not fit, or the checkpoint is of another training.
     """
     sampler = DynamicBatchSampler(style.labels, len(content), config.batch, config.seed, world_size())
-    objective = Unigan(config, device)
+    objective = build_objective(config, device)
     state = TrainState()
     if checkpoint_dir is not None:
         state = TrainState(**load_checkpoint(checkpoint_dir, objective))
+        sampler.recall(state.sampler)
     batches = load_batches(
         content,
         style,
@@ -114,10 +122,10 @@ def prepare(
         world_size=world_size(),
         num_workers=num_loader_workers,
     )
-    return Session(objective, batches, state)
+    return Session(config, objective, sampler, batches, state)
 
 
-def state_to_dict(state: TrainState) -> dict[str, int]:
+def state_to_dict(state: TrainState) -> dict[str, Any]:
     return asdict(state)
 
 
@@ -148,7 +156,7 @@ class Previews:
 
         return cls(crops(content, contents), crops(style, styles))
 
-    def draw(self, objective: Unigan) -> Tensor:
+    def draw(self, objective: Objective) -> Tensor:
         """The grid [3, H, W] in [-1, 1]: styles along the top, contents down the left, stylized between."""
         stylized = objective.preview(self.content.to(objective.device), self.style.to(objective.device)).cpu()
         corner = torch.ones_like(self.content[0])

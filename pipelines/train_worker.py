@@ -21,7 +21,7 @@ from nst.checkpoint import save_checkpoint
 from nst.config import TrainConfig, from_dict
 from nst.corpus import Corpus
 from nst.images import to_uint8
-from nst.objectives.unigan import Unigan
+from nst.objectives.objective import Objective
 from nst.train import Previews, TrainState, prepare, state_to_dict, train
 
 log = logging.getLogger(__name__)
@@ -71,19 +71,23 @@ class RayHooks:
         if self._run is not None:
             self._run.log_metrics(metrics, step=seen)
             shown = {
-                "bands": f"{metrics['generator/bands']:.3f}",
-                "matrix": f"{metrics['generator/matrix']:.2f}",
+                name: f"{metrics[key]:.3f}"
+                for name, key in (
+                    ("style", "generator/style_sensitivity"),
+                    ("adversarial", "generator/adversarial"),
+                )
+                if key in metrics
             }
             self._board.write.remote(seen, shown)
 
-    def on_preview(self, state: TrainState, objective: Unigan) -> None:
+    def on_preview(self, state: TrainState, objective: Objective) -> None:
         if self._run is not None:
             with tempfile.TemporaryDirectory(prefix="nst-preview-") as folder:
                 path = Path(folder) / "preview.png"
                 Image.fromarray(to_uint8(self._previews.draw(objective))).save(path)
                 self._run.log_image(path, "preview", step=state.num_images_seen)
 
-    def on_checkpoint(self, state: TrainState, objective: Unigan) -> None:
+    def on_checkpoint(self, state: TrainState, objective: Objective) -> None:
         metrics = {**self._last, **state_to_dict(state)}
         if self._run is None:
             ray.train.report(metrics)  # a barrier: every rank reports as often
@@ -115,7 +119,7 @@ def train_on_worker(given: dict[str, Any]) -> None:
         run = tracking.TrackedRun.start("training", run_id=settings.run_id, uri=settings.tracking_uri)
     hooks = RayHooks(run, given["board"], Previews.choose(config, content, style))
     try:
-        train(config, session.objective, session.batches, hooks, session.state)
+        train(session, hooks)
     finally:
         if run is not None and not run.flush():
             log.warning("MLflow did not answer in time: the last figures of run %s are lost", run.run_id)

@@ -51,12 +51,16 @@ class ContentHeads(nn.Module):
     """The embeddings that E_c is judged and judges by: *h*, one unit vector an image, and *q*, a map of
     unit vectors at stride 8. Needed in training only."""
 
-    def __init__(self, num_channels: int, embedding_dim: int = 128, patch_dim: int = 64) -> None:
+    def __init__(
+        self, num_channels: int, embedding_dim: int = 128, patch_dim: int = 64, hidden: int = 256
+    ) -> None:
         super().__init__()
         self.image = nn.Sequential(
-            nn.Linear(num_channels, num_channels), nn.LeakyReLU(0.2), nn.Linear(num_channels, embedding_dim)
+            nn.Linear(num_channels, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, embedding_dim)
         )
-        self.patch = conv(num_channels, patch_dim, 1)
+        self.patch = nn.Sequential(
+            conv(num_channels, hidden, 1), nn.LeakyReLU(0.2), conv(hidden, patch_dim, 1)
+        )
 
     def forward(self, eighth: Tensor) -> tuple[Tensor, Tensor]:
         """eighth [N, C, h, w] -> h [N, D], q [N, d, h, w]; fp32, unit norm."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from nst.approaches import UniganModel
 from nst.networks.blocks import AdaptiveNorm, AdaptiveResBlock, InstanceNorm, conv, upsample
 from nst.networks.content_encoder import ContentEncoder, ContentFeatures
-from nst.networks.style_code import Modulator, StyleCode, colour_statistics
+from nst.networks.style_code import EmbeddingModulator, Modulator, StyleCode, colour_statistics
 from nst.networks.style_generator import StyleGenerator, pad_to_multiple
-from nst.networks.wavelet_encoder import WaveletEncoder, tap_statistics
+from nst.networks.wavelet_encoder import StyleEmbedding, WaveletEncoder, tap_statistics
 
 MIN_STYLE_SIDE = 64
 
@@ -63,10 +63,7 @@ def soft_clip(images: Tensor) -> Tensor:
 
 
 class Generator(StyleGenerator):
-    """Any content in any style: `generator(content, generator.encode_style(style))`.
-
-    Images are [N, 3, H, W] in [-1, 1]; any H and W from 16 up (padded inside to a multiple of `stride`).
-    """
+    """Encoders, modulator and decoder: `generator(content, generator.encode_style(style))`."""
 
     stride = ContentEncoder.stride
 
@@ -76,12 +73,18 @@ class Generator(StyleGenerator):
         self.content_encoder = ContentEncoder(config.content_widths)
         self.style_encoder = WaveletEncoder(config.style_width, absolute=config.absolute_wavelets)
         self.decoder = Decoder(config.content_widths, config.num_blocks)
-        num_statistics = 2 * sum(self.style_encoder.tap_channels)
-        self.modulator = Modulator(num_statistics, sum(self.decoder.splits))
+        num_outputs, taps = sum(self.decoder.splits), self.style_encoder.tap_channels
+        if config.modulator:
+            self.embedding = None  # z is for losses only
+            self.modulator = Modulator(2 * sum(taps), num_outputs)
+        else:
+            self.embedding = StyleEmbedding(taps, config.embedding_dim)
+            self.modulator = EmbeddingModulator(config.embedding_dim, num_outputs)
 
-    def modulate(self, statistics: Tensor, images: Tensor) -> StyleCode:
-        """Tap statistics [M, F] and the images [M, 3, H, W] that they are of -> their codes."""
-        return self.modulator(statistics.detach(), colour_statistics(images))
+    def describe_style(self, images: Tensor) -> Tensor:
+        """What the modulator takes of style images [M, 3, h, w] (sides multiples of 16): [M, F]."""
+        statistics = tap_statistics(self.style_encoder(images))
+        return statistics if self.embedding is None else self.embedding(statistics)
 
     def encode_style(self, style: Tensor) -> StyleCode:
         """style [M, 3, h, w] in [-1, 1] -> the codes of M styles, to be used for any number of contents."""
@@ -90,7 +93,7 @@ class Generator(StyleGenerator):
             size = [max(MIN_STYLE_SIDE, round(side * factor)) for side in style.shape[2:]]
             style = F.interpolate(style, size, mode="bilinear", antialias=True)
         padded, _ = pad_to_multiple(style, self.style_encoder.stride)
-        return self.modulate(tap_statistics(self.style_encoder(padded)), style)
+        return self.modulator(self.describe_style(padded), colour_statistics(style))
 
     def decode(self, features: ContentFeatures, code: StyleCode) -> Tensor:
         return self.decoder(features, code.expand(len(features.eighth)))

@@ -97,11 +97,11 @@ class RunningStandardisation(nn.Module):
     def update(self, features: Tensor) -> None:
         """features [N, F], this rank's part of the batch; every rank must call."""
         mean = mean_over_ranks(features.mean(dim=0))
-        square = mean_over_ranks(features.square().mean(dim=0))
+        variance = mean_over_ranks((features - mean).square().mean(dim=0))
         self.num_updates += 1
         share = torch.clamp(1 / self.num_updates, min=self.momentum)
         self.mean.lerp_(mean, share)
-        self.variance.lerp_((square - mean.square()).clamp(min=1e-6), share)
+        self.variance.lerp_(variance.clamp(min=1e-6), share)
 
     def forward(self, features: Tensor) -> Tensor:
         return ((features - self.mean) / (self.variance + 1e-6).sqrt()).clamp(-5, 5)
@@ -124,16 +124,40 @@ class Modulator(nn.Module):
         self.hidden = nn.Linear(num_features, hidden)
         self.code = nn.Linear(hidden, code_dim)
         self.direct = nn.Linear(NUM_COLOUR_STATISTICS, code_dim, bias=False)
-        self.outputs = nn.Linear(code_dim, num_outputs)
-        nn.init.normal_(self.outputs.weight, std=0.1 / code_dim**0.5)
-        nn.init.zeros_(self.outputs.bias)
+        self.outputs = _small_linear(code_dim, num_outputs)
+
+    def observe(self, statistics: Tensor, colours: Tensor) -> None:
+        """Takes this rank's batch into the running statistics; once a step, every rank."""
+        self.standardise.update(torch.cat([statistics, colours], dim=1))
 
     def forward(self, statistics: Tensor, colours: Tensor) -> StyleCode:
-        """statistics [N, F] of the taps (detached), colours [N, 9]."""
-        features = torch.cat([statistics, colours], dim=1)
-        if self.training:
-            self.standardise.update(features)
-        features = self.standardise(features)
+        """statistics [N, F] of the taps, colours [N, 9]."""
+        features = self.standardise(torch.cat([statistics, colours], dim=1))
         code = self.code(F.leaky_relu(self.hidden(features), 0.2))
         code = code + self.direct(features[:, -NUM_COLOUR_STATISTICS:])
         return StyleCode(self.outputs(code).float(), colours[:, :3], colours[:, 3:6])
+
+
+class EmbeddingModulator(nn.Module):
+    """The style embedding *z* -> scale and shift of every AdaIN, as the paper has it: no statistics."""
+
+    def __init__(self, embedding_dim: int, num_outputs: int) -> None:
+        super().__init__()
+        self.outputs = _small_linear(embedding_dim, num_outputs)
+        # unit vectors: each number is about 1 / sqrt(D)
+        self.gain = embedding_dim**0.5
+
+    def observe(self, statistics: Tensor, colours: Tensor) -> None:
+        """Nothing to take in."""
+
+    def forward(self, embedding: Tensor, colours: Tensor) -> StyleCode:
+        """embedding [N, D] of unit norm, colours [N, 9]."""
+        return StyleCode(self.outputs(self.gain * embedding).float(), colours[:, :3], colours[:, 3:6])
+
+
+def _small_linear(num_in: int, num_out: int) -> nn.Linear:
+    """Starts with AdaIN close to plain instance norm."""
+    linear = nn.Linear(num_in, num_out)
+    nn.init.normal_(linear.weight, std=0.1 / num_in**0.5)
+    nn.init.zeros_(linear.bias)
+    return linear

@@ -65,26 +65,36 @@ def tap_statistics(taps: list[Tensor]) -> Tensor:
     return torch.cat([part for tap in taps for part in channel_statistics(tap)], dim=1)
 
 
-class StyleHeads(nn.Module):
-    """What E_s is judged and judges by: *z*, one unit vector an image from the taps' statistics, and maps
-    of realness logits at strides 8 and 16. Needed in training only."""
+class StyleEmbedding(nn.Module):
+    """*z*: a unit vector an image from the taps' means and standard deviations."""
 
     def __init__(self, tap_channels: tuple[int, ...], embedding_dim: int = 128, hidden: int = 256) -> None:
         super().__init__()
-        self.embed = nn.Sequential(
+        self.layers = nn.Sequential(
             nn.Linear(2 * sum(tap_channels), hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, embedding_dim)
         )
-        self.realness = nn.ModuleList(
-            [
-                nn.Sequential(conv(c, c // 2, 3), nn.LeakyReLU(0.2), conv(c // 2, 1, 1))
-                for c in tap_channels[2:]
-            ]
+
+    def forward(self, statistics: Tensor) -> Tensor:
+        """statistics [N, F] of `tap_statistics` -> z [N, D], fp32, unit norm."""
+        return F.normalize(self.layers(statistics).float(), dim=1)
+
+
+class RealnessHeads(nn.Module):
+    """Does it look like art? Maps of logits at strides 8 and 16, the second seeing most of a picture. Needed
+    in training only."""
+
+    def __init__(self, tap_channels: tuple[int, ...]) -> None:
+        super().__init__()
+        local, wide = tap_channels[2:]
+        self.local = nn.Sequential(conv(local, local, 3), nn.LeakyReLU(0.2), conv(local, 1, 1))
+        self.wide = nn.Sequential(
+            conv(wide, wide, 3),
+            nn.LeakyReLU(0.2),
+            conv(wide, wide, 3),
+            nn.LeakyReLU(0.2),
+            conv(wide, 1, 1),
         )
 
-    def embedding(self, taps: list[Tensor]) -> Tensor:
-        """z [N, D], fp32, unit norm."""
-        return F.normalize(self.embed(tap_statistics(taps)).float(), dim=1)
-
-    def logits(self, taps: list[Tensor]) -> list[Tensor]:
-        """Realness at strides 8 and 16: two of [N, 1, h, w]."""
-        return [head(tap) for head, tap in zip(self.realness, taps[2:], strict=True)]
+    def forward(self, taps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Taps of `WaveletEncoder` -> [N, 1, H/8, W/8] and [N, 1, H/16, W/16]."""
+        return self.local(taps[2]), self.wide(taps[3])

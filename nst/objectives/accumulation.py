@@ -32,8 +32,8 @@ def backward_in_parts(
     and every part is made again with a graph and takes its share back. Costs a second forward pass.
 
     Args:
-        forward: rows [n] int64 of the batch -> outputs, each [n, ...]; the same rows must give the same
-            outputs each time.
+        forward: rows [n] int64 of the batch -> outputs; the same rows must give the same outputs each time.
+            An output is [n, ...], or a scalar that is a sum over the rows.
         num: rows in the batch.
         num_parts: 1 works through the batch at once.
         loss_of: outputs of all rows -> the loss, and anything to hand back.
@@ -47,13 +47,18 @@ def backward_in_parts(
     parts = rows.chunk(num_parts)
     with torch.no_grad():
         made = [forward(part) for part in parts]
-    outputs = tuple(torch.cat(pieces).requires_grad_() for pieces in zip(*made, strict=True))
+    outputs = tuple(_joined(pieces).requires_grad_() for pieces in zip(*made, strict=True))
     loss, result = loss_of(outputs)
     loss.backward()
     gradients = [torch.zeros_like(output) if output.grad is None else output.grad for output in outputs]
     for number, part in enumerate(parts):
-        is_last = number == len(parts) - 1
-        with nullcontext() if is_last else without_sync(network):
+        with nullcontext() if number == len(parts) - 1 else without_sync(network):
             again = forward(part)
-            torch.autograd.backward(again, [gradient[part] for gradient in gradients])
+            shares = [gradient[part] if gradient.ndim else gradient for gradient in gradients]
+            trained = [(a, s) for a, s in zip(again, shares, strict=True) if a.requires_grad]
+            torch.autograd.backward([a for a, _ in trained], [s for _, s in trained])
     return result
+
+
+def _joined(pieces: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(pieces) if pieces[0].ndim else torch.stack(pieces).sum()

@@ -4,6 +4,7 @@ ranks, previews, and what a checkpoint must hold."""
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
@@ -70,6 +71,8 @@ class Objective(ABC):
         if world_size() == 1:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
+        # said of 1x1 kernels, whose layout is ambiguous and costs nothing
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(network, device_ids=devices)
 
     def autocast(self) -> torch.autocast:

@@ -1,294 +1,348 @@
 """Approach 2, the unidirectional GAN: content encoder, style encoder and decoder, where the same encoders are
 the discriminators (paper, section on the unidirectional network).
 
-An encoder step teaches the encoders to tell artists apart, fakes from art and contents from each other; a
-generator step teaches decoder and modulator to please them. Weights of the terms: `nst.config.LossConfig`."""
+An encoder step teaches the encoders to tell artists apart (matrix loss), fakes from art (realness) and
+contents from each other (pairwise margin loss). A generator step teaches modulator and decoder to please
+them. Nothing maps back: content and style of the stylized picture are compared by the encoders that made it,
+so the cycle is closed by the architecture. Weights of the terms: `nst.approaches.UniganLoss`."""
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from nst import losses
-from nst.augment import change_look, diff_augment
+from nst.approaches import UniganLoss, UniganModel
+from nst.augment import change_look, diff_augment, draw_augmentation
 from nst.batch import Batch
 from nst.config import TrainConfig
-from nst.distributed import gather, gather_labels, rank, world_size
-from nst.networks.content_encoder import ContentFeatures, ContentHeads
+from nst.distributed import gather, gather_labels, mean_over_ranks, rank
+from nst.networks.content_encoder import ContentFeatures
 from nst.networks.generator import Generator
 from nst.networks.style_code import colour_statistics
-from nst.networks.wavelet_encoder import StyleHeads, tap_statistics
-
-Metrics = dict[str, Tensor]
-
-
-class Judgement(NamedTuple):
-    """What the encoders say of one set of pictures."""
-
-    z: Tensor  # [N, D] style, unit norm
-    logits: list[Tensor]  # realness maps
-    statistics: Tensor  # [N, F] of the taps
+from nst.objectives.accumulation import backward_in_parts
+from nst.objectives.objective import Metrics, Objective
+from nst.objectives.unigan_sides import Drawing, Encoders, Judgement
+from nst.vgg import load_vgg, perceptual_loss
 
 
-class Encoders(nn.Module):
-    """E_c and E_s with their heads: one module, so that one DDP wrapper sees one forward a step."""
+class Seen(NamedTuple):
+    """Everything that a batch is drawn from: N contents in N styles, and then some pictures in their own."""
 
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        config = generator.config
-        self.content = generator.content_encoder
-        self.style = generator.style_encoder
-        self.content_heads = ContentHeads(config.content_widths[-1], config.embedding_dim)
-        self.style_heads = StyleHeads(self.style.tap_channels, config.embedding_dim)
-
-    def judge_style(self, images: Tensor) -> Judgement:
-        taps = self.style(images)
-        return Judgement(
-            self.style_heads.embedding(taps), self.style_heads.logits(taps), tap_statistics(taps)
-        )
-
-    def judge_content(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """h [N, D] and q [N, d, h, w]."""
-        return self.content_heads(self.content(images).eighth)
-
-    def forward(
-        self, style_images: Tensor, content_images: Tensor
-    ) -> tuple[Judgement, tuple[Tensor, Tensor]]:
-        return self.judge_style(style_images), self.judge_content(content_images)
-
-
-class Drawing(nn.Module):
-    """Modulator and decoder: what the generator step trains."""
-
-    def __init__(self, generator: Generator) -> None:
-        super().__init__()
-        self.modulator, self.decoder = generator.modulator, generator.decoder
-
-    def forward(self, features: ContentFeatures, statistics: Tensor, colours: Tensor) -> Tensor:
-        return self.decoder(features, self.modulator(statistics, colours))
+    contents: ContentFeatures | Tensor
+    styles: Tensor
+    colours: Tensor
+    again: Tensor  # [m] rows whose picture is drawn in its own style
+    pictures: Tensor  # [m, 3, H, W] those pictures
 
 
 class Drawn(NamedTuple):
-    """The pictures drawn from one batch, which both steps judge."""
+    stylized: Tensor  # [n, 3, H, W]
+    reconstructed: Tensor  # [m, 3, H, W]
+    original: Tensor  # [m, 3, H, W]
 
-    stylized: Tensor  # [N, 3, H, W]
-    reconstructed: Tensor  # [N, 3, H, W], every other picture in its own style
 
+class Unigan(Objective):
+    """The unidirectional GAN's networks, optimisers, and one step of each side."""
 
-class Unigan:
-    """The objective: networks, optimisers, EMA, and one step of each side.
-
-    Args:
-        config: the whole configuration.
-        device: where the networks live.
-    """
+    generator: Generator
 
     def __init__(self, config: TrainConfig, device: torch.device | str = "cpu") -> None:
-        torch.manual_seed(config.seed)  # the same weights on every rank
-        self.config = config
-        self.device = torch.device(device)
-        self.generator = Generator(config.model).to(self.device).to(memory_format=torch.channels_last)
-        self.encoders = Encoders(self.generator).to(self.device).to(memory_format=torch.channels_last)
+        super().__init__(config, device)
+        assert isinstance(config.model, UniganModel), config.model
+        assert isinstance(config.loss, UniganLoss), config.loss
+        self.weights = config.loss
+        self.encoders = self.place(Encoders(self.generator))
         self.drawing = Drawing(self.generator)
-        self.ema_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        betas = config.optim.betas
-        self.encoder_optimizer = torch.optim.Adam(
-            self.encoders.parameters(), lr=config.optim.encoder_lr, betas=betas
-        )
-        self.generator_optimizer = torch.optim.Adam(
-            self.drawing.parameters(), lr=config.optim.generator_lr, betas=betas
-        )
-        self._encoders: nn.Module = self.encoders
-        self._drawing: nn.Module = self.drawing
-        if world_size() > 1:
-            # separate wrappers: one around both would wait for gradients that a step does not make
-            devices = [self.device] if self.device.type == "cuda" else None
-            self._encoders = DistributedDataParallel(self.encoders, device_ids=devices)
-            self._drawing = DistributedDataParallel(self.drawing, device_ids=devices)
-
-    # --- the two steps -------------------------------------------------------------------------------
-
-    def step(self, batch: Batch, progress: float) -> Metrics:
-        """One encoder step and one generator step; `progress` in [0, 1] is the share of the training done."""
-        scale = self._learning_rate_scale(progress)
-        for optimizer, rate in (
-            (self.encoder_optimizer, self.config.optim.encoder_lr),
-            (self.generator_optimizer, self.config.optim.generator_lr),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-        drawn = self._draw(batch)
-        metrics = self.encoder_step(batch, drawn.stylized.detach())
-        metrics |= self.generator_step(batch, drawn)
-        metrics["optim/learning_rate"] = torch.tensor(self.config.optim.generator_lr * scale)
-        return metrics
-
-    def encoder_step(self, batch: Batch, stylized: Tensor) -> Metrics:
-        """Encoders as discriminators: matrix loss over artists with fakes as negatives, realness, R1, and
-        for E_c the pairwise margin loss and PatchNCE on another rendering of the same content."""
-        weights, num = self.config.loss, batch.num_images
-        penalise = weights.r1 > 0 and batch.step % weights.r1_every == 0
-        art = batch.style.detach().requires_grad_(penalise)
-        another_look = change_look(batch.content, batch.style)
-        with self._autocast():
-            judged, (h, q) = self._encoders(
-                diff_augment(torch.cat([art, stylized, batch.content])),
-                torch.cat([batch.content, another_look]),
-            )
-        z_art, z_fake, _ = judged.z.split(num)
-        real = [part[:num] for part in judged.logits]
-        fakes = [part[num:] for part in judged.logits]  # stylized pictures and plain photos
-
-        metric = self._artist_loss(z_art, gather(z_art), batch, extra=gather(z_fake))
-        realness = losses.hinge_discriminator(real, fakes)
-        margin = self._content_margin(h[:num], gather(h[num:]))
-        patch = losses.patch_nce(q[num:], q[:num], weights.patch_temperature)
-        total = metric + realness + margin + 0.5 * patch
-        if penalise:
-            total = total + weights.r1 * weights.r1_every * losses.r1_penalty(real, art)
-        self._update(self.encoder_optimizer, total, self.encoders)
-        with torch.no_grad():
-            correct = torch.stack(
-                [(part > 0).float().mean() for part in real] + [(part < 0).float().mean() for part in fakes]
-            )
-            return {
-                "encoder/matrix": metric.detach(),
-                "encoder/realness": realness.detach(),
-                "encoder/margin": margin.detach(),
-                "encoder/patch": patch.detach(),
-                "encoder/realness_accuracy": correct.mean(),
-                "encoder/style_cosine": losses.off_diagonal_cosine(z_art),
-                "encoder/content_cosine": losses.off_diagonal_cosine(h[:num]),
-            }
-
-    def generator_step(self, batch: Batch, drawn: Drawn) -> Metrics:
-        """Decoder and modulator against the encoders just updated, which stay as they are."""
-        weights = self.config.loss
-        stylized = drawn.stylized
-        self.encoders.requires_grad_(False)
-        try:
-            with self._autocast():
-                judged = self.encoders.judge_style(diff_augment(stylized))
-                h, q = self.encoders.judge_content(stylized)
-                with torch.no_grad():
-                    art = self.encoders.judge_style(batch.style)
-                    h_content, q_content = self.encoders.judge_content(batch.content)
-            spread = self.generator.modulator.standardise.variance[: judged.statistics.shape[1]].sqrt() + 1e-3
-            terms = {
-                "matrix": self._artist_loss(judged.z, gather(art.z), batch),
-                "reference": losses.squared_distance(judged.z, art.z).mean(),
-                "content": losses.squared_distance(h, h_content).mean(),
-                "patch": losses.patch_nce(q, q_content, weights.patch_temperature),
-                "adversarial": losses.hinge_generator(judged.logits),
-                "reconstruction": F.l1_loss(
-                    drawn.reconstructed, torch.cat([batch.content, batch.style])[::2]
-                ),
-                "luminance": losses.low_band_structure(stylized, batch.content),
-                "statistics": losses.statistics_distance(judged.statistics, art.statistics, spread),
-                "bands": losses.sliced_band_distance(stylized, batch.style),
-            }
-            total = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
-            self._update(self.generator_optimizer, total, self.drawing)
-        finally:
-            self.encoders.requires_grad_(True)
-        return {f"generator/{name}": term.detach() for name, term in terms.items()}
-
-    def _draw(self, batch: Batch) -> Drawn:
-        """Stylizes the batch, and redraws half of its pictures in their own style."""
-        pictures = torch.cat([batch.content, batch.style])
-        with torch.no_grad(), self._autocast():
-            features = self.encoders.content(pictures)
-            statistics = tap_statistics(self.encoders.style(pictures))
-        colours = colour_statistics(pictures)
-        num = batch.num_images
-        # one call, since DDP wants one forward a backward: N stylizations, then N reconstructions
-        sources = torch.cat([torch.arange(num), torch.arange(0, 2 * num, 2)]).to(self.device)
-        styles = torch.cat([torch.arange(num, 2 * num), torch.arange(0, 2 * num, 2)]).to(self.device)
-        with self._autocast():
-            pictures_drawn = self._drawing(
-                ContentFeatures(*(level[sources] for level in features)), statistics[styles], colours[styles]
-            )
-        return Drawn(pictures_drawn[:num], pictures_drawn[num:])
-
-    # --- parts of the losses ------------------------------------------------------------------------
-
-    def _artist_loss(
-        self, rows: Tensor, columns: Tensor, batch: Batch, extra: Tensor | None = None
-    ) -> Tensor:
-        """Each row onto another work by its artist; the artist's remaining works are left out, `extra`
-        columns (fakes) are negatives for all."""
-        num = len(rows)
-        all_labels = gather_labels(batch.labels)
-        positives = batch.partner + num * rank()
-        mask = batch.labels[:, None] == all_labels[None, :]
-        if extra is not None:
-            columns = torch.cat([columns, extra])
-            mask = torch.cat([mask, torch.zeros_like(mask[:, :1]).expand(-1, len(extra))], dim=1)
-        return losses.matrix_loss(rows, columns, positives, self.config.loss.temperature, mask)
-
-    def _content_margin(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """(c, T(c)) belong together, (c_i, c_j) do not; both kinds weigh the same."""
-        distances = (2 - 2 * rows @ columns.T).clamp(min=0)
-        own = torch.arange(len(rows), device=rows.device) + len(rows) * rank()
-        same = F.one_hot(own, len(columns)).bool()
-        margin = self.config.loss.margin
-        together = losses.pairwise_margin(distances[same], torch.ones_like(distances[same]), margin)
-        apart = losses.pairwise_margin(distances[~same], torch.zeros_like(distances[~same]), margin)
-        return 0.5 * (together + apart)
-
-    # --- optimisation -------------------------------------------------------------------------------
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16")
-
-    def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), self.config.optim.gradient_clip)
-        optimizer.step()
-
-    def _learning_rate_scale(self, progress: float) -> float:
-        optim = self.config.optim
-        done = progress * self.config.num_images
-        warmup = min(1.0, (done + 1) / max(optim.warmup_images, 1))
-        cosine = 0.5 * (1 + float(torch.cos(torch.tensor(min(progress, 1.0) * torch.pi))))
-        return warmup * (optim.final_lr + (1 - optim.final_lr) * cosine)
-
-    @torch.no_grad()
-    def update_ema(self, num_images: int, num_images_seen: int) -> None:
-        """Moves the averaged weights; the decay is for 32 images, and shorter at the start."""
-        decay = self.config.optim.ema_decay ** (num_images / 32)
-        decay = min(decay, (num_images_seen + 32) / (num_images_seen + 320))
-        for mean, current in zip(self.ema_generator.parameters(), self.generator.parameters(), strict=True):
-            mean.lerp_(current, 1 - decay)
-        for mean, current in zip(self.ema_generator.buffers(), self.generator.buffers(), strict=True):
-            mean.copy_(current)
-
-    @torch.no_grad()
-    def preview(self, content: Tensor, style: Tensor) -> Tensor:
-        """Every content in every style, by the averaged weights.
-
-        Args:
-            content: [C, 3, H, W]; style: [S, 3, h, w]; in [-1, 1].
-
-        Returns:
-            [C, S, 3, H, W] in [-1, 1], fp32.
-        """
-        with self._autocast():
-            codes = self.ema_generator.encode_style(style)
-            rows = [self.ema_generator(content, codes[index]) for index in range(len(codes))]
-        return torch.stack(rows, dim=1).float()
-
-    # --- checkpoint ---------------------------------------------------------------------------------
+        self.encoder_optimizer = self.adam(self.encoders.parameters(), config.optim.encoder_lr)
+        self.generator_optimizer = self.adam(self.drawing.parameters(), config.optim.generator_lr)
+        self._encoders, self._drawing = self.wrapped(self.encoders), self.wrapped(self.drawing)
+        self._vgg = load_vgg().to(self.device) if self.weights.perceptual else None
 
     def networks(self) -> dict[str, nn.Module]:
-        """Everything with weights; `encoders` holds E_c and E_s, which the generator shares."""
+        """`encoders` holds E_c and E_s, which the generator shares."""
         return {"encoders": self.encoders, "drawing": self.drawing, "ema": self.ema_generator}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"encoders": self.encoder_optimizer, "drawing": self.generator_optimizer}
+
+    def step(self, batch: Batch, progress: float) -> Metrics:
+        """Draws the batch, then one encoder step and one generator step."""
+        optim, scale = self.config.optim, self.learning_rate_scale(progress)
+        self.set_rate(self.encoder_optimizer, optim.encoder_lr * scale)
+        self.set_rate(self.generator_optimizer, optim.generator_lr * scale)
+        rates = {"optim/learning_rate": torch.tensor(optim.generator_lr * scale)}
+        if progress * self.config.num_images < optim.encoder_images:
+            return self.encoder_step(batch, None) | rates
+        seen = self._see(batch)
+        drawn = stylized = None
+        if self.config.batch.accumulate == 1:
+            drawn = self._draw(seen, torch.arange(batch.num_images, device=self.device))
+            stylized = drawn.stylized.detach()
+        else:
+            rows = torch.arange(batch.num_images, device=self.device).chunk(self.config.batch.accumulate)
+            with torch.no_grad():
+                stylized = torch.cat([self._draw(seen, part).stylized for part in rows])
+        metrics = self.encoder_step(batch, stylized)
+        return metrics | self.generator_step(batch, seen, drawn, progress) | rates
+
+    # --- encoder step -------------------------------------------------------------------------------
+
+    def encoder_step(self, batch: Batch, stylized: Tensor | None) -> Metrics:
+        """Encoders as discriminators: the matrix loss over artists, realness (real = art; fake = stylized
+        pictures and plain photos) and, for E_c, the pairwise margin loss and PatchNCE on another rendering of
+        the same content. `stylized` None: the encoders train alone.
+
+        There is no adversarial term on E_c, and fakes are pushed away from their style, never pulled to it.
+        """
+        num = batch.num_images
+        kinds = [batch.style, batch.content] if stylized is None else [batch.style, stylized, batch.content]
+        looked_at = [diff_augment(images, draw_augmentation(num)) for images in kinds]
+        contents = [batch.content, change_look(batch.content, batch.style)]
+        if self.weights.r1 > 0 and batch.step % self.weights.r1_every == 0:
+            self._penalise_gradient(batch.style)
+
+        def forward(rows: Tensor) -> tuple[Tensor, ...]:
+            with self.autocast():
+                judged = self._encoders(_rows_of(looked_at, rows), _rows_of(contents, rows))
+            # [kinds * n, ...] -> [n, kinds, ...]: what is said of one row stays together
+            return tuple(part.unflatten(0, (-1, len(rows))).transpose(0, 1) for part in judged)
+
+        def loss_of(outputs: tuple[Tensor, ...]) -> tuple[Tensor, Metrics]:
+            return self._encoder_loss(Judgement(*outputs), batch)
+
+        parts = self.config.batch.accumulate
+        metrics = backward_in_parts(forward, num, parts, loss_of, self._encoders, self.device)
+        norm = self.apply_gradients(self.encoder_optimizer, self.encoders)
+        accuracy = float(mean_over_ranks(metrics["encoder/realness_accuracy"]))
+        self.gate.observe(accuracy)
+        return {**metrics, "encoder/gradient_norm": norm}
+
+    def _encoder_loss(self, judged: Judgement, batch: Batch) -> tuple[Tensor, Metrics]:
+        """`judged` holds [N, kinds, ...]; kinds are art, stylized, photo, and photo, another look of it."""
+        weights = self.weights
+        z_art = judged.z[:, 0]
+        z_fake = judged.z[:, 1] if judged.z.shape[1] == 3 else None
+        real = [judged.local[:, 0], judged.wide[:, 0]]
+        fake = [judged.local[:, 1:].flatten(0, 1), judged.wide[:, 1:].flatten(0, 1)]
+        h, h_other = judged.h.unbind(1)
+        q, q_other = judged.q.unbind(1)
+
+        artist, guessing = self._artist_losses(z_art, z_art, batch, z_fake)
+        self.artist_losses = artist.detach()
+        metric = _mean_over_valid(artist, batch.has_partner)
+        realness = losses.hinge_discriminator(real, fake)
+        margin = self._content_margin(h, gather(h_other))
+        patch = losses.patch_nce(q_other, q, weights.patch_temperature)
+        # the gate closes on realness alone: artists and contents are learned on
+        share = weights.realness * float(self.gate.is_open)
+        total = metric + share * realness + margin + weights.encoder_patch * patch
+        with torch.no_grad():
+            right = [(part > 0).float().mean() for part in real] + [
+                (part < 0).float().mean() for part in fake
+            ]
+            metrics = {
+                "encoder/metric": metric.detach(),
+                "encoder/realness": realness.detach(),
+                "encoder/margin": margin.detach(),
+                "encoder/patch": patch.detach(),
+                "encoder/realness_accuracy": torch.stack(right).mean(),
+                "encoder/style_cosine": losses.off_diagonal_cosine(z_art),
+                "encoder/content_cosine": losses.off_diagonal_cosine(h),
+            }
+            if guessing is not None:
+                metrics["encoder/guessing"] = metric.detach() / guessing
+        return total, metrics
+
+    def _penalise_gradient(self, art: Tensor) -> None:
+        """Lazy R1: adds its gradients to the encoders', before the step's own. The bare module, since DDP
+        takes these in when the wrapped forward pass follows, and a compiled one has no second derivative."""
+        weights = self.weights
+        for part in art.chunk(self.config.batch.accumulate):
+            images = part.detach().requires_grad_()
+            with self.autocast():
+                logits = self.encoders.judge_realness(images)
+            share = len(part) / len(art) * weights.r1 * weights.r1_every
+            penalty = share * losses.r1_penalty(logits, images)
+            penalty.backward()
+
+    # --- generator step -----------------------------------------------------------------------------
+
+    def generator_step(self, batch: Batch, seen: Seen, drawn: Drawn | None, progress: float) -> Metrics:
+        """Modulator and decoder against the encoders just updated, which stay as they are.
+
+        `drawn`: the whole batch, with its graph; None: it is drawn here, part by part.
+        """
+        weights, draws = self.weights, draw_augmentation(batch.num_images)
+        self.encoders.requires_grad_(False)
+        try:
+            with torch.no_grad(), self.autocast():
+                # cut and shifted like the stylized pictures, or their statistics could not agree
+                wanted: Judgement = self._frozen(diff_augment(batch.style, draws), batch.content)
+
+            def forward(rows: Tensor) -> tuple[Tensor, ...]:
+                made = drawn or self._draw(seen, rows)
+                with self.autocast():
+                    looked_at = diff_augment(made.stylized, _rows_of([draws], rows.cpu()))
+                    judged = self._frozen(looked_at, made.stylized)
+                difference = (made.reconstructed - made.original).abs().mean(dim=(1, 2, 3)).sum()
+                return (*judged, made.stylized, difference / max(1, len(seen.again)))
+
+            def loss_of(outputs: tuple[Tensor, ...]) -> tuple[Tensor, Metrics]:
+                *judged, stylized, reconstruction = outputs
+                terms = self._generator_terms(Judgement(*judged), wanted, stylized, batch)
+                if weights.reconstruction:
+                    terms["reconstruction"] = reconstruction
+                total = torch.stack([self._weight(name, progress) * term for name, term in terms.items()])
+                return total.sum(), {f"generator/{name}": term.detach() for name, term in terms.items()}
+
+            parts = self.config.batch.accumulate
+            metrics = backward_in_parts(forward, batch.num_images, parts, loss_of, self._drawing, self.device)
+        finally:
+            self.encoders.requires_grad_(True)
+        norm = self.apply_gradients(self.generator_optimizer, self.drawing)
+        return {**metrics, "generator/gradient_norm": norm}
+
+    def _generator_terms(
+        self, judged: Judgement, wanted: Judgement, stylized: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """The terms that have a weight above 0, each a scalar."""
+        weights = self.weights
+        artist, _ = self._artist_losses(judged.z, wanted.z, batch)
+        terms = {
+            "matrix": lambda: _mean_over_valid(artist, batch.has_partner),
+            "reference": lambda: losses.squared_distance(judged.z, wanted.z).mean(),
+            "content": lambda: losses.squared_distance(judged.h, wanted.h).mean(),
+            "patch": lambda: losses.patch_nce(judged.q, wanted.q, weights.patch_temperature),
+            "adversarial": lambda: losses.hinge_generator([judged.local, judged.wide]),
+            "mae": lambda: F.l1_loss(stylized, batch.content),
+            "luminance": lambda: losses.low_band_structure(stylized, batch.content),
+            "statistics": lambda: losses.statistics_distance(
+                judged.statistics, wanted.statistics, self._spread(wanted.statistics)
+            ),
+            "bands": lambda: losses.sliced_band_distance(stylized, batch.style),
+            "perceptual": lambda: sum(perceptual_loss(self._vgg, stylized, batch.content, batch.style)),
+        }
+        return {name: term() for name, term in terms.items() if getattr(weights, name) > 0}
+
+    def _weight(self, name: str, progress: float) -> float:
+        weight = getattr(self.weights, name)
+        if name == "luminance":  # strict at first, then the style may move light and dark
+            weight *= 1 - progress * (1 - self.weights.final_luminance)
+        return weight
+
+    def _spread(self, statistics: Tensor) -> Tensor:
+        """How much each statistic differs from picture to picture, as a unit for its distances."""
+        if self.config.model.modulator:  # type: ignore[union-attr]
+            variance = self.generator.modulator.standardise.variance[: statistics.shape[1]]
+        else:
+            mean = mean_over_ranks(statistics.mean(dim=0))
+            variance = mean_over_ranks((statistics - mean).square().mean(dim=0))
+        return variance.sqrt() + 1e-3
+
+    # --- drawing ------------------------------------------------------------------------------------
+
+    def _see(self, batch: Batch) -> Seen:
+        """Contents, styles, and every other picture once more to be drawn in its own style: contents at even
+        steps, artworks at odd ones."""
+        num = batch.num_images
+        again = torch.arange(batch.step // 2 % 2, num, 2, device=self.device)
+        if not self.weights.reconstruction:
+            again = again[:0]
+        pictures = (batch.style if batch.step % 2 else batch.content)[again]
+        contents, styles = torch.cat([batch.content, pictures]), torch.cat([batch.style, pictures])
+        colours = colour_statistics(styles)
+        if self.drawing.owns_encoders:
+            with torch.no_grad(), self.autocast():
+                self.generator.modulator.observe(self.generator.describe_style(batch.style), colours[:num])
+            return Seen(contents, styles, colours, again, pictures)
+        with torch.no_grad(), self.autocast():
+            features, described = self.drawing.look(contents, styles)
+        self.generator.modulator.observe(described[:num], colours[:num])
+        return Seen(features, described, colours, again, pictures)
+
+    def _draw(self, seen: Seen, rows: Tensor) -> Drawn:
+        """The rows of the batch, and those of them that are drawn again: one call, since DDP wants one
+        forward a backward."""
+        num = len(seen.colours) - len(seen.again)
+        among = torch.isin(seen.again, rows).nonzero().flatten()
+        places = torch.cat([rows, num + among])
+        if len(places) == len(seen.colours):
+            contents, styles, colours = seen.contents, seen.styles, seen.colours
+        else:
+            contents = (
+                seen.contents[places]
+                if isinstance(seen.contents, Tensor)
+                else ContentFeatures(*(level[places] for level in seen.contents))
+            )
+            styles, colours = seen.styles[places], seen.colours[places]
+        with self.autocast():
+            pictures = self._drawing(contents, styles, colours)
+        return Drawn(pictures[: len(rows)], pictures[len(rows) :], seen.pictures[among])
+
+    # --- parts of the losses ------------------------------------------------------------------------
+
+    @property
+    def _frozen(self) -> nn.Module:
+        """The encoders without their DDP wrapper, which would wait for gradients."""
+        return self.encoders
+
+    def _artist_losses(
+        self, rows: Tensor, works: Tensor, batch: Batch, fakes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """How badly each row is told to be by its artist: [N], and what guessing would score.
+
+        `matrix`: the row against all ranks' works and fakes, where the positive is another work by the artist
+        and the artist's remaining works are left out (paper, matrix loss). `pairs`: one positive, one
+        negative (paper, pairwise margin loss).
+
+        Args:
+            rows: [N, D] embeddings of this rank's artworks, or of pictures in their styles.
+            works: [N, D] embeddings of this rank's artworks.
+            fakes: [N, D] embeddings that are nobody's.
+        """
+        weights, num = self.weights, len(rows)
+        if not weights.fakes_as_negatives:
+            fakes = None
+        if weights.metric == "pairs":
+            others = torch.roll(works, batch.works_per_class, 0) if fakes is None else fakes
+            return losses.pair_loss(
+                rows, works[batch.partner], others, weights.margin, reduction="none"
+            ), None
+        columns, labels = gather(works), gather_labels(batch.labels)
+        positives = batch.partner + num * rank()
+        left_out = batch.labels[:, None] == labels[None, :]
+        if fakes is not None:
+            columns = torch.cat([columns, gather(fakes)])
+            left_out = F.pad(left_out, (0, len(columns) - len(labels)))
+        num_columns = (~left_out).sum(dim=1) + 1  # the positive counts too
+        loss = losses.matrix_loss(rows, columns, positives, weights.temperature, left_out, reduction="none")
+        return loss, num_columns.float().log().mean()
+
+    def _content_margin(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """(c, T(c)) belong together, (c_i, c_j) do not; both kinds weigh the same (paper, pairwise margin)
+
+        Args:
+            rows: [N, D] embeddings *h* of this rank's contents; columns: of all ranks' other looks of them.
+        """
+        own = torch.arange(len(rows), device=rows.device) + len(rows) * rank()
+        same = F.one_hot(own, len(columns)).bool()
+        distances = (2 - 2 * rows @ columns.T).clamp(min=0)  # squared, of unit vectors
+        margin = self.weights.margin
+        together = losses.pairwise_margin(distances[same], torch.ones_like(distances[same]), margin)
+        apart = losses.pairwise_margin(distances[~same], torch.zeros_like(distances[~same]), margin)
+        return 0.5 * (together + apart)
+
+
+def _rows_of(tensors: list[Tensor], rows: Tensor) -> Tensor:
+    """Those rows of every tensor, joined. All rows are taken as they are: a copy would lose the layout."""
+    return torch.cat([tensor if len(rows) == len(tensor) else tensor[rows] for tensor in tensors])
+
+
+def _mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
+    """This rank's part of the mean over the valid rows of all ranks: DDP's mean over ranks makes it whole."""
+    count = mean_over_ranks(valid.sum().float()).clamp(min=1e-6)
+    return torch.where(valid, values, 0.0).sum() / count

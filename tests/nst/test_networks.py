@@ -3,9 +3,9 @@ import torch
 
 from nst.approaches import UniganModel
 from nst.networks.blocks import InstanceNorm, conv, record_statistics, replay_statistics
-from nst.networks.generator import Generator
+from nst.networks.generator import Generator, soft_clip
 from nst.networks.style_code import RunningStandardisation, colour_statistics
-from nst.networks.style_generator import pad_to_multiple, soft_clip
+from nst.networks.style_generator import pad_to_multiple
 from nst.networks.wavelet_encoder import WaveletEncoder, tap_statistics
 
 SMALL = UniganModel(content_widths=(4, 8, 8, 12), style_width=4, num_blocks=1, embedding_dim=16)
