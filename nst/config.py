@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -23,7 +24,11 @@ class BatchConfig:
         num_classes: P, over all ranks. Taken down to the number of classes there are.
         works_per_class: K.
         size: side in pixels of the square crops; a multiple of 16.
+        sizes: sides that steps take in turn, each once in len(sizes) steps in random order; empty: always
+            `size`. A batch then holds as many classes as fit into the pixels of P x K crops at `size`.
         min_scale: smallest share of the shorter side that a crop may take.
+        sampling: random draws N = P*K artworks from the whole corpus, whoever made them (ablation).
+        adaptive: how strongly the classes with a high recent loss are drawn more often; 0: not at all.
         accumulate: parts that a rank's batch is worked through in, to save memory; the gradients stay those
             of the whole batch.
     """
@@ -31,7 +36,10 @@ class BatchConfig:
     num_classes: int = 8
     works_per_class: int = 2
     size: int = 256
+    sizes: tuple[int, ...] = ()
     min_scale: float = 0.6
+    sampling: Literal["dynamic", "random"] = "dynamic"
+    adaptive: float = 0.0
     accumulate: int = 1
 
     def __post_init__(self) -> None:
@@ -43,7 +51,28 @@ class BatchConfig:
             self.size >= 32 and self.size % 16 == 0,
             f"batch.size must be a multiple of 16 from 32 up, not {self.size}",
         )
+        for size in self.sizes:
+            require(
+                size >= 32 and size % 16 == 0,
+                f"batch.sizes must be multiples of 16 from 32 up; {size} is none",
+            )
+            # one class alone has nothing to be told apart from
+            require(
+                self.classes_within_budget(size) >= min(2, self.num_classes),
+                f"batch.sizes: {size} px leaves room for fewer than 2 classes in the pixels of "
+                f"{self.num_classes} x {self.works_per_class} crops at {self.size} px; use a larger "
+                "batch.num_classes or batch.size",
+            )
         require(0 < self.min_scale <= 1, f"batch.min_scale must be in (0, 1], not {self.min_scale}")
+        require(0 <= self.adaptive < math.inf, f"batch.adaptive must be 0 or more, not {self.adaptive}")
+        require(
+            not (self.adaptive and self.sampling == "random"),
+            "batch.adaptive chooses among classes, batch.sampling=random does not: set one of them back",
+        )
+
+    def classes_within_budget(self, size: int) -> int:
+        """How many classes have, at that size, no more pixels than P at `self.size`."""
+        return self.num_classes * self.size**2 // size**2
 
 
 @dataclass(frozen=True, kw_only=True)

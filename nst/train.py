@@ -65,9 +65,8 @@ def train(session: Session, hooks: Hooks) -> TrainState:
         # whatever this step draws at random follows from its number, on every rank alike
         torch.manual_seed(mix_bits(config.seed, 5, state.step) >> 1)
         metrics = objective.step(batch, progress=state.num_images_seen / config.num_images)
-        session.sampler.observe(
-            state.step, gather_labels(batch.labels).cpu(), gather(objective.artist_losses).cpu()
-        )
+        if session.sampler.horizon is not None:  # an adaptive one
+            session.sampler.observe(state.step, gather_labels(batch.labels), gather(objective.artist_losses))
 
         before, num_images = state.num_images_seen, batch.num_images * world_size()
         state.step += 1

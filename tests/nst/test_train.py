@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nst import class_draws
 from nst.checkpoint import load_generator, model_digest, read_config, save_checkpoint
 from nst.config import override
 from nst.networks.blocks import num_parameters
@@ -83,6 +84,18 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(corpora, tiny, tmp_p
             assert all(
                 torch.equal(torch.as_tensor(slots[key]), torch.as_tensor(other[index][key])) for key in slots
             )
+
+
+def test_resuming_remembers_which_artists_were_hard(corpora, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(class_draws, "WINDOW", 2)  # the drawing follows the losses within this short training
+    changes = {"batch.adaptive": "1", "batch.num_classes": "2", "batch.size": "48", "batch.sizes": "[32, 48]"}
+    config = override(tiny, changes)
+    whole = run(config, corpora)
+    cut = Recorder(tmp_path, stop_at=24)
+    run(config, corpora, cut)
+    resumed = run(config, corpora, checkpoint_dir=str(tmp_path / str(cut.checkpoints[0])))
+    assert resumed.sampler.memory() == whole.sampler.memory() != {}
+    assert_same(weights(whole), weights(resumed))
 
 
 @pytest.mark.slow
