@@ -1,5 +1,6 @@
-"""How good a stylization is: measures that need no pretrained weights, baselines to read them beside, and
-bootstrap intervals. Features of a VGG-19 can be added from a local file (`nst.vgg`).
+"""How good a stylization is: measures that need no pretrained weights, and baselines to read them beside.
+Features of a VGG-19 can be added (`nst.vgg`), and whether the artist is recognised (`nst.retrieval`). LPIPS
+needs weights that no package brings along: the distance of relu features stands for it.
 
 Every measure takes float pictures [N, 3, H, W] in [0, 1] and returns one figure a picture, [N]. Measures
 against the content need its very size; measures against the style take any size, but should compare pictures
@@ -9,17 +10,17 @@ content or the copied style.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nst.losses import luminance
 from nst.wavelets import haar_analysis
 
-MIN_SIDE = 32
+MIN_SIDE = 32  # px
+STRIDE = 16  # px, of the networks; no shift should be a multiple of it
 NUM_LEVELS = 4
 QUANTISATION = 1 / 255
 LOWER_IS_BETTER = {
@@ -61,12 +62,6 @@ def _check_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
             f"stylized is {list(first.shape)}, content {list(second.shape)}; give pictures of the same size"
         )
     return check_pictures(first, "stylized"), check_pictures(second, "content")
-
-
-def luminance(pictures: Tensor) -> Tensor:
-    """ITU-R BT.601 luma: [N, 3, H, W] -> [N, 1, H, W]."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=pictures.device, dtype=pictures.dtype)
-    return (pictures * weights[:, None, None]).sum(dim=1, keepdim=True)
 
 
 def band_statistics(pictures: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -247,6 +242,47 @@ def style_sensitivity(outputs: Tensor) -> float:
     return float(outputs.std(dim=0, correction=0).mean())
 
 
+@torch.inference_mode()
+def shift_consistency(
+    stylize: Callable[[Tensor], Tensor], content: Tensor, shift: tuple[int, int] = (3, 5)
+) -> Tensor:
+    """How much a picture changes where the content is only moved: [N], the mean absolute difference in the
+    overlap, 0 if none (as EQ-T of Karras et al. 2021 asks of generators). Textures that hang on
+    the pixel grid rather than on the content, as aliasing leaves them, show here.
+
+    Two windows of the content are stylized, of one size that is a multiple of 16 px, the second `shift`
+    below and to the right of the first. Borders count: they too should not depend on where they are.
+
+    Args:
+        stylize: [N, 3, h, w] in [0, 1] -> pictures of the same size, in the same style each time.
+        content: [N, 3, H, W] in [0, 1], at least `shift` larger than 32 px.
+        shift: px down and to the right; 1 or more together, no multiples of the network's stride.
+
+    Raises:
+        ValueError: the content is too small, a shift is negative or none at all, or `stylize` gives other
+            sizes or values.
+    """
+    content = check_pictures(content, "content")
+    down, right = shift
+    if min(shift) < 0 or max(shift) == 0:
+        raise ValueError(f"shift {shift} moves nothing, or not down and right; (3, 5) is usual")
+    height, width = (
+        (side - move) // STRIDE * STRIDE for side, move in zip(content.shape[2:], shift, strict=True)
+    )
+    if min(height, width) < MIN_SIDE:
+        size = f"{content.shape[3]}x{content.shape[2]}"
+        raise ValueError(f"content of {size} px leaves no {MIN_SIDE} px beside a shift of {shift}")
+    drawn = []
+    for top, left in ((0, 0), shift):
+        window = content[:, :, top : top + height, left : left + width]
+        made = check_pictures(stylize(window), "stylized")
+        if made.shape != window.shape:
+            raise ValueError(f"stylize made {list(made.shape)} of {list(window.shape)}; give the same size")
+        drawn.append(made)
+    first, second = drawn[0][:, :, down:, right:], drawn[1][:, :, : height - down, : width - right]
+    return (first - second).abs().mean(dim=(1, 2, 3))
+
+
 def pair_measures(stylized: Tensor, content: Tensor, style: Tensor) -> dict[str, list[float]]:
     """Every measure of N stylized pictures beside their contents and styles: name -> N figures.
 
@@ -291,40 +327,4 @@ def baselines(content: Tensor, style: Tensor) -> dict[str, Tensor]:
         "content": content,
         "style": style_copy(content, style),
         "color_transfer": color_transfer(content, style),
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean and its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """The mean with its percentile bootstrap interval (Efron 1979); the same values give the same interval.
-
-    Raises:
-        ValueError: no values, or a confidence outside of (0, 1).
-    """
-    if not len(values):
-        raise ValueError("no values to average; measure at least one pair")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence} is not between 0 and 1; 0.95 is usual")
-    sample = np.asarray(values, dtype=np.float64)
-    rows = np.random.default_rng(seed).integers(len(sample), size=(num_resamples, len(sample)))
-    low, high = np.quantile(sample[rows].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(mean=float(sample.mean()), low=float(low), high=float(high))
-
-
-def summarize(measures: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """name -> {mean, low, high} of every measure, as JSON holds it."""
-    intervals = {name: bootstrap_interval(values) for name, values in measures.items()}
-    return {
-        name: {"mean": interval.mean, "low": interval.low, "high": interval.high}
-        for name, interval in intervals.items()
     }

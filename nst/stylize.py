@@ -19,8 +19,8 @@ from torch import Tensor
 
 from nst.checkpoint import load_generator, model_digest
 from nst.networks.blocks import Statistics, record_statistics, replay_statistics
-from nst.networks.style_generator import StyleGenerator
 from nst.networks.style_code import StyleCode
+from nst.networks.style_generator import StyleGenerator
 from nst.pictures import (
     MIN_SIDE,
     array_of,

@@ -1,45 +1,59 @@
-"""Haar analysis and synthesis as fixed convolutions. The filters are those of PyWavelets, orthonormal and
-signed, so that the transform is invertible and keeps energy."""
+"""Haar analysis and synthesis as fixed convolutions (Mallat 1989; Haar 1910). Orthonormal and signed, in the
+order of PyWavelets, so that the transform is invertible and keeps energy. An autocast around it changes
+nothing: half types become fp32, float64 stays."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import numpy as np
-import pywt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-@lru_cache(maxsize=8)
-def _filters(device: torch.device) -> Tensor:
-    """[4, 1, 2, 2]: low, horizontal, vertical and diagonal detail, in the order of `pywt.dwt2`."""
-    haar = pywt.Wavelet("haar")  # pyright: ignore[reportAttributeAccessIssue]
-    # pywt keeps filters reversed for convolution; a PyTorch convolution is a correlation
-    low, high = np.array(haar.dec_lo[::-1]), np.array(haar.dec_hi[::-1])
-    rows_columns = [(low, low), (high, low), (low, high), (high, high)]
-    stacked = np.stack([np.outer(rows, columns) for rows, columns in rows_columns])
-    return torch.tensor(stacked[:, None], dtype=torch.float32, device=device)
+def _filters(images: Tensor, num_channels: int, scale: float) -> Tensor:
+    """[4 C, 1, 2, 2]: low band, then horizontal, vertical and diagonal detail (`pywt.dwt2`), a channel.
+
+    Filled on the device at each call: a cached tensor would be in the way of `torch.export`, and one copied
+    from the host would wait for the GPU.
+    """
+    filters = images.new_full((num_channels, 4, 2, 2), 0.5 * scale)
+    filters[:, 1, 1, :] = -0.5 * scale  # rows differ: horizontal edges
+    filters[:, 2, :, 1] = -0.5 * scale  # columns differ: vertical edges
+    filters[:, 3, 0, 1] = -0.5 * scale
+    filters[:, 3, 1, 0] = -0.5 * scale
+    return filters.flatten(0, 1)[:, None]
+
+
+def _full_precision(images: Tensor) -> Tensor:
+    return images if images.dtype == torch.float64 else images.float()
+
+
+def _bands(images: Tensor, scale: float = 1.0) -> Tensor:
+    """[N, C, H, W] -> [N, C, 4, ceil(H/2), ceil(W/2)], all four bands times `scale`."""
+    num, channels, height, width = images.shape
+    with torch.autocast(images.device.type, enabled=False):
+        images = _full_precision(images)
+        # (not F.pad: its backward pass does not compile)
+        if height % 2:
+            images = torch.cat([images, images[:, :, -1:]], dim=2)
+        if width % 2:
+            images = torch.cat([images, images[:, :, :, -1:]], dim=3)
+        bands = F.conv2d(images, _filters(images, channels, scale), stride=2, groups=channels)
+    return bands.reshape(num, channels, 4, *bands.shape[2:])
 
 
 def haar_analysis(images: Tensor) -> tuple[Tensor, Tensor]:
-    """One level of the 2-D Haar transform, always in fp32.
+    """One level of the 2-D Haar transform, in fp32 (float64 for float64).
 
     Args:
-        images: [N, C, H, W]. An odd side is extended by its last row or column, as `pywt.dwt2` does in
-            its default mode `symmetric`.
+        images: [N, C, H, W] of any range. An odd side is extended by its last row or column, as `pywt.dwt2`
+            does in its default mode `symmetric`.
 
     Returns:
         low [N, C, ceil(H/2), ceil(W/2)], and high [N, 3C, ceil(H/2), ceil(W/2)] with the three detail
-        bands (horizontal, vertical, diagonal) of a channel side by side.
+        bands (horizontal, vertical, diagonal) of a channel side by side. The low band of a constant image is
+        twice the image.
     """
-    num, channels, height, width = images.shape
-    with torch.autocast(images.device.type, enabled=False):
-        images = F.pad(images.float(), (0, width % 2, 0, height % 2), mode="replicate")
-        flat = images.reshape(num * channels, 1, *images.shape[2:])
-        bands = F.conv2d(flat, _filters(images.device), stride=2)  # [N*C, 4, h, w]
-    bands = bands.reshape(num, channels, 4, *bands.shape[2:])
+    bands = _bands(images)
     return bands[:, :, 0], bands[:, :, 1:].flatten(1, 2)
 
 
@@ -55,22 +69,24 @@ def haar_synthesis(low: Tensor, high: Tensor, size: tuple[int, int] | None = Non
     num, channels, height, width = low.shape
     assert high.shape == (num, 3 * channels, height, width), (low.shape, high.shape)
     with torch.autocast(low.device.type, enabled=False):
-        details = high.float().reshape(num, channels, 3, height, width)
-        bands = torch.cat([low.float()[:, :, None], details], dim=2).reshape(num * channels, 4, height, width)
-        images = F.conv_transpose2d(bands, _filters(low.device), stride=2)
-    images = images.reshape(num, channels, 2 * height, 2 * width)
+        low, high = _full_precision(low), _full_precision(high)
+        bands = torch.cat([low[:, :, None], high.reshape(num, channels, 3, height, width)], dim=2).flatten(
+            1, 2
+        )
+        images = F.conv_transpose2d(bands, _filters(bands, channels, 1.0), stride=2, groups=channels)
     return images if size is None else images[:, :, : size[0], : size[1]]
 
 
 def haar_pyramid(images: Tensor, num_levels: int) -> list[Tensor]:
-    """The bands of each level, the low one first: level k is [N, 4C, H/2^k, W/2^k], k = 1..num_levels.
+    """The bands of each level, the low one first: level k is [N, 4C, H/2^k, W/2^k], k = 1..num_levels, sides
+    rounded up. Order of channels: C low, then `high` of `haar_analysis`.
 
-    The low band of a level is divided by two before the next, so that every level's low band is the mean
-    of its pixels and stays in the range of the input.
+    Every band is divided by two before the next level, so that a level's low band is the mean of its pixels
+    and stays in the range of the input.
     """
     levels = []
     for _ in range(num_levels):
-        low, high = haar_analysis(images)
-        images = low / 2
-        levels.append(torch.cat([images, high / 2], dim=1))
+        bands = _bands(images, scale=0.5)
+        images = bands[:, :, 0]
+        levels.append(torch.cat([images, bands[:, :, 1:].flatten(1, 2)], dim=1))
     return levels

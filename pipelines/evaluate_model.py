@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from infra import places, registry
-from nst.metrics import LOWER_IS_BETTER, MIN_SIDE, baselines, pair_measures, style_sensitivity, summarize
+from nst.intervals import summarize
+from nst.metrics import LOWER_IS_BETTER, MIN_SIDE, baselines, pair_measures, style_sensitivity
 from nst.stylize import Stylizer, joined_codes
-from nst.vgg import VGGFeatures
+from nst.vgg import VGGFeatures, load_vgg
 from pipelines.console import Progress, Stage, say
 from pipelines.evaluation_report import TITLES, write_report
 from pipelines.evaluation_set import EvaluationSet, make_evaluation_set, open_pictures
@@ -67,7 +68,7 @@ def evaluate(
     """
     if model.isdecimal():
         model = f"models:/{model_name}/{model}"
-    vgg = VGGFeatures.load(vgg_path) if vgg_path else None
+    vgg = load_vgg(vgg_path) if vgg_path else None
     resolved = resolve_model(model)
     content, style = open_pictures(content_uri), open_pictures(style_uri)
     chosen = make_evaluation_set(content, style, num_pairs=pairs, size=size, seed=seed)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from nst.approaches import ModelConfig, UniganModel
 from nst.networks.generator import Generator
 from nst.networks.style_generator import StyleGenerator
+from nst.networks.unet_generator import build_unet
 
 
 def build_generator(config: ModelConfig) -> StyleGenerator:
     """The generator of the approach that the configuration is of, freshly initialised."""
-    if isinstance(config, UniganModel):
-        return Generator(config)
-    raise NotImplementedError(config.kind)
+    return Generator(config) if isinstance(config, UniganModel) else build_unet(config)

@@ -81,9 +81,12 @@ class Generator(StyleGenerator):
             self.embedding = StyleEmbedding(taps, config.embedding_dim)
             self.modulator = EmbeddingModulator(config.embedding_dim, num_outputs)
 
-    def describe_style(self, images: Tensor) -> Tensor:
-        """What the modulator takes of style images [M, 3, h, w] (sides multiples of 16): [M, F]."""
-        statistics = tap_statistics(self.style_encoder(images))
+    def style_statistics(self, images: Tensor) -> Tensor:
+        """Tap statistics of style images [M, 3, h, w], sides multiples of 16: [M, F]."""
+        return tap_statistics(self.style_encoder(images))
+
+    def describe_style(self, statistics: Tensor) -> Tensor:
+        """What the modulator takes of tap statistics [M, F]: themselves, or *z*."""
         return statistics if self.embedding is None else self.embedding(statistics)
 
     def encode_style(self, style: Tensor) -> StyleCode:
@@ -93,7 +96,8 @@ class Generator(StyleGenerator):
             size = [max(MIN_STYLE_SIDE, round(side * factor)) for side in style.shape[2:]]
             style = F.interpolate(style, size, mode="bilinear", antialias=True)
         padded, _ = pad_to_multiple(style, self.style_encoder.stride)
-        return self.modulator(self.describe_style(padded), colour_statistics(style))
+        described = self.describe_style(self.style_statistics(padded))
+        return self.modulator(described, colour_statistics(style))
 
     def decode(self, features: ContentFeatures, code: StyleCode) -> Tensor:
         return self.decoder(features, code.expand(len(features.eighth)))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nst.distributed import mean_over_ranks
+from nst.networks.blocks import RunningStandardisation
 
 NUM_COLOUR_STATISTICS = 9
 
@@ -72,39 +72,6 @@ def colour_statistics(images: Tensor) -> Tensor:
     variance = covariance.diagonal(dim1=1, dim2=2)
     off_diagonal = torch.stack([covariance[:, 0, 1], covariance[:, 0, 2], covariance[:, 1, 2]], dim=1)
     return torch.cat([mean, (variance + 1e-5).sqrt(), off_diagonal], dim=1)
-
-
-class RunningStandardisation(nn.Module):
-    """Standardises each feature by its running mean and variance, the same in training and inference.
-
-    The statistics of all pictures are alike; what tells one style from another is a small deviation from
-    their mean. Without this the decoder sees nearly the same code for every style, and for hundreds of
-    steps every style gives the same picture.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    num_updates: Tensor
-
-    def __init__(self, num_features: int, momentum: float = 0.05) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(num_features))
-        self.register_buffer("variance", torch.ones(num_features))
-        self.register_buffer("num_updates", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, features: Tensor) -> None:
-        """features [N, F], this rank's part of the batch; every rank must call."""
-        mean = mean_over_ranks(features.mean(dim=0))
-        variance = mean_over_ranks((features - mean).square().mean(dim=0))
-        self.num_updates += 1
-        share = torch.clamp(1 / self.num_updates, min=self.momentum)
-        self.mean.lerp_(mean, share)
-        self.variance.lerp_(variance.clamp(min=1e-6), share)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return ((features - self.mean) / (self.variance + 1e-6).sqrt()).clamp(-5, 5)
 
 
 class Modulator(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nst.networks.blocks import channel_statistics, conv
+from nst.networks.blocks import RunningStandardisation, channel_statistics, conv
 from nst.wavelets import haar_pyramid
 
 NUM_LEVELS = 4
@@ -66,17 +66,24 @@ def tap_statistics(taps: list[Tensor]) -> Tensor:
 
 
 class StyleEmbedding(nn.Module):
-    """*z*: a unit vector an image from the taps' means and standard deviations."""
+    """*z*: a unit vector an image from the taps' means and standard deviations, standardised first: what
+    tells one artist from another is small beside what all pictures share."""
 
     def __init__(self, tap_channels: tuple[int, ...], embedding_dim: int = 128, hidden: int = 256) -> None:
         super().__init__()
+        num_statistics = 2 * sum(tap_channels)
+        self.standardise = RunningStandardisation(num_statistics)
         self.layers = nn.Sequential(
-            nn.Linear(2 * sum(tap_channels), hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, embedding_dim)
+            nn.Linear(num_statistics, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, embedding_dim)
         )
+
+    def observe(self, statistics: Tensor) -> None:
+        """Takes this rank's batch into the running statistics; once a step, every rank."""
+        self.standardise.update(statistics)
 
     def forward(self, statistics: Tensor) -> Tensor:
         """statistics [N, F] of `tap_statistics` -> z [N, D], fp32, unit norm."""
-        return F.normalize(self.layers(statistics).float(), dim=1)
+        return F.normalize(self.layers(self.standardise(statistics)).float(), dim=1)
 
 
 class RealnessHeads(nn.Module):

@@ -6,11 +6,11 @@ import torch
 
 from nst.config import TrainConfig
 from nst.objectives.objective import Objective
+from nst.objectives.rgan import Rgan
 from nst.objectives.unigan import Unigan
 
 
 def build_objective(config: TrainConfig, device: torch.device | str = "cpu") -> Objective:
     """The objective of the approach that the configuration is of."""
-    if config.model.kind == "unigan":
-        return Unigan(config, device)
-    raise NotImplementedError(config.model.kind)
+    kinds = {"unigan": Unigan, "rgan": Rgan}
+    return kinds[config.model.kind](config, device)

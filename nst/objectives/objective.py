@@ -107,8 +107,9 @@ class Objective(ABC):
         decay = min(decay, (num_images_seen + 32) / (num_images_seen + 320))
         means, currents = (list(net.parameters()) for net in (self.ema_generator, self.generator))
         torch._foreach_lerp_(means, currents, 1 - decay)
+        # the running statistics of an encoder that still moves are smoothed like its weights
         for mean, current in zip(self.ema_generator.buffers(), self.generator.buffers(), strict=True):
-            mean.copy_(current)
+            mean.lerp_(current, 1 - decay)
 
     @torch.no_grad()
     def preview(self, content: Tensor, style: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from nst.distributed import gather, gather_labels, mean_over_ranks, rank
 from nst.networks.content_encoder import ContentFeatures
 from nst.networks.generator import Generator
 from nst.networks.style_code import colour_statistics
+from nst.networks.wavelet_encoder import tap_statistics
 from nst.objectives.accumulation import backward_in_parts
 from nst.objectives.objective import Metrics, Objective
 from nst.objectives.unigan_sides import Drawing, Encoders, Judgement
@@ -35,6 +36,7 @@ class Seen(NamedTuple):
     contents: ContentFeatures | Tensor
     styles: Tensor
     colours: Tensor
+    statistics: Tensor | None  # [N, F] of the artworks, as the discriminators' E_s sees them
     again: Tensor  # [m] rows whose picture is drawn in its own style
     pictures: Tensor  # [m, 3, H, W] those pictures
 
@@ -86,15 +88,18 @@ class Unigan(Objective):
             rows = torch.arange(batch.num_images, device=self.device).chunk(self.config.batch.accumulate)
             with torch.no_grad():
                 stylized = torch.cat([self._draw(seen, part).stylized for part in rows])
-        metrics = self.encoder_step(batch, stylized)
+        metrics = self.encoder_step(batch, stylized, seen.statistics)
         return metrics | self.generator_step(batch, seen, drawn, progress) | rates
 
     # --- encoder step -------------------------------------------------------------------------------
 
-    def encoder_step(self, batch: Batch, stylized: Tensor | None) -> Metrics:
+    def encoder_step(
+        self, batch: Batch, stylized: Tensor | None, statistics: Tensor | None = None
+    ) -> Metrics:
         """Encoders as discriminators: the matrix loss over artists, realness (real = art; fake = stylized
         pictures and plain photos) and, for E_c, the pairwise margin loss and PatchNCE on another rendering of
-        the same content. `stylized` None: the encoders train alone.
+        the same content. `stylized` None: the encoders train alone. `statistics` [N, F]: the artworks', where
+        E_s has been asked already.
 
         There is no adversarial term on E_c, and fakes are pushed away from their style, never pulled to it.
         """
@@ -102,6 +107,7 @@ class Unigan(Objective):
         kinds = [batch.style, batch.content] if stylized is None else [batch.style, stylized, batch.content]
         looked_at = [diff_augment(images, draw_augmentation(num)) for images in kinds]
         contents = [batch.content, change_look(batch.content, batch.style)]
+        self.encoders.embedding.observe(self._statistics(batch.style) if statistics is None else statistics)
         if self.weights.r1 > 0 and batch.step % self.weights.r1_every == 0:
             self._penalise_gradient(batch.style)
 
@@ -189,7 +195,7 @@ class Unigan(Objective):
                     looked_at = diff_augment(made.stylized, _rows_of([draws], rows.cpu()))
                     judged = self._frozen(looked_at, made.stylized)
                 difference = (made.reconstructed - made.original).abs().mean(dim=(1, 2, 3)).sum()
-                return (*judged, made.stylized, difference / max(1, len(seen.again)))
+                return (*judged, made.stylized, difference / (batch.num_images / 2))  # every other picture
 
             def loss_of(outputs: tuple[Tensor, ...]) -> tuple[Tensor, Metrics]:
                 *judged, stylized, reconstruction = outputs
@@ -221,7 +227,7 @@ class Unigan(Objective):
             "mae": lambda: F.l1_loss(stylized, batch.content),
             "luminance": lambda: losses.low_band_structure(stylized, batch.content),
             "statistics": lambda: losses.statistics_distance(
-                judged.statistics, wanted.statistics, self._spread(wanted.statistics)
+                judged.statistics, wanted.statistics, self.encoders.embedding.standardise.spread
             ),
             "bands": lambda: losses.sliced_band_distance(stylized, batch.style),
             "perceptual": lambda: sum(perceptual_loss(self._vgg, stylized, batch.content, batch.style)),
@@ -234,35 +240,29 @@ class Unigan(Objective):
             weight *= 1 - progress * (1 - self.weights.final_luminance)
         return weight
 
-    def _spread(self, statistics: Tensor) -> Tensor:
-        """How much each statistic differs from picture to picture, as a unit for its distances."""
-        if self.config.model.modulator:  # type: ignore[union-attr]
-            variance = self.generator.modulator.standardise.variance[: statistics.shape[1]]
-        else:
-            mean = mean_over_ranks(statistics.mean(dim=0))
-            variance = mean_over_ranks((statistics - mean).square().mean(dim=0))
-        return variance.sqrt() + 1e-3
-
     # --- drawing ------------------------------------------------------------------------------------
 
     def _see(self, batch: Batch) -> Seen:
         """Contents, styles, and every other picture once more to be drawn in its own style: contents at even
         steps, artworks at odd ones."""
         num = batch.num_images
-        again = torch.arange(batch.step // 2 % 2, num, 2, device=self.device)
+        first = (batch.step // 2 + rank() * num) % 2  # in the global batch, whichever way that is cut
+        again = torch.arange(first, num, 2, device=self.device)
         if not self.weights.reconstruction:
             again = again[:0]
         pictures = (batch.style if batch.step % 2 else batch.content)[again]
         contents, styles = torch.cat([batch.content, pictures]), torch.cat([batch.style, pictures])
         colours = colour_statistics(styles)
-        if self.drawing.owns_encoders:
-            with torch.no_grad(), self.autocast():
-                self.generator.modulator.observe(self.generator.describe_style(batch.style), colours[:num])
-            return Seen(contents, styles, colours, again, pictures)
         with torch.no_grad(), self.autocast():
-            features, described = self.drawing.look(contents, styles)
-        self.generator.modulator.observe(described[:num], colours[:num])
-        return Seen(features, described, colours, again, pictures)
+            features, statistics = self.drawing.look(contents, styles)
+            self.generator.modulator.observe(statistics[:num], colours[:num])
+            if not self.drawing.owns_encoders:
+                styles = self.generator.describe_style(statistics)
+                return Seen(features, styles, colours, statistics[:num], again, pictures)
+            if self.generator.embedding is not None:
+                self.generator.embedding.observe(statistics[:num])
+        # trained with the drawing, the encoders look again
+        return Seen(contents, styles, colours, None, again, pictures)
 
     def _draw(self, seen: Seen, rows: Tensor) -> Drawn:
         """The rows of the batch, and those of them that are drawn again: one call, since DDP wants one
@@ -282,6 +282,11 @@ class Unigan(Objective):
         with self.autocast():
             pictures = self._drawing(contents, styles, colours)
         return Drawn(pictures[: len(rows)], pictures[len(rows) :], seen.pictures[among])
+
+    @torch.no_grad()
+    def _statistics(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            return tap_statistics(self.encoders.style(images))
 
     # --- parts of the losses ------------------------------------------------------------------------
 

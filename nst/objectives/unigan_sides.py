@@ -62,19 +62,18 @@ class Drawing(nn.Module):
         if self.owns_encoders:
             self.content_encoder, self.style_encoder = generator.content_encoder, generator.style_encoder
             self.embedding = generator.embedding
-        self._look = (
-            generator.content_encoder,
-            generator.describe_style,
-        )  # a tuple: not a part of this module
+        # in a tuple: not a part of this module
+        self._generator = (generator,)
 
     def look(self, contents: Tensor, styles: Tensor) -> tuple[ContentFeatures, Tensor]:
-        """Content features and style description of pictures [M, 3, H, W]."""
-        content_encoder, describe_style = self._look
-        return content_encoder(contents), describe_style(styles)
+        """Content features and tap statistics of pictures [M, 3, H, W]."""
+        (generator,) = self._generator
+        return generator.content_encoder(contents), generator.style_statistics(styles)
 
     def forward(self, contents: ContentFeatures | Tensor, styles: Tensor, colours: Tensor) -> Tensor:
         """M contents in M styles -> [M, 3, H, W] in [-1, 1]. Where the encoders belong here, `contents` and
-        `styles` are pictures; else what `look` says of them."""
+        `styles` are pictures; else content features, and styles as the generator describes them."""
         if isinstance(contents, Tensor):
-            contents, styles = self.look(contents, styles)
+            contents, statistics = self.look(contents, styles)
+            styles = self._generator[0].describe_style(statistics)
         return self.decoder(contents, self.modulator(styles, colours))
