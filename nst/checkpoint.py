@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +39,7 @@ class Trainable(Protocol):
     def networks(self) -> dict[str, nn.Module]: ...
     def optimizers(self) -> dict[str, torch.optim.Optimizer]: ...
     def memory(self) -> dict[str, dict[str, float]]: ...
-    def recall(self, memory: dict[str, dict[str, float]]) -> None: ...
+    def recall(self, memory: Mapping[str, Mapping[str, float]]) -> None: ...
 
 
 def save_checkpoint(checkpoint_dir: str | Path, objective: Trainable, state: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ EPSILON = 1e-5
 def conv(num_in: int, num_out: int, kernel: int, stride: int = 1, *, bias: bool = True) -> nn.Conv2d:
     """A convolution on reflected borders: zeros there would show as a frame.
 
-    Starts so that signals keep their size (He et al. 2015): without norms they would shrink a hundredfold over
-    an encoder, and the first steps would turn what it says upside down.
+    Starts so that signals keep their size (He et al. 2015): without norms they would shrink a hundredfold
+    over an encoder, and the first steps would turn what it says upside down.
     """
     padding = (kernel - stride + 1) // 2 if stride > 1 else kernel // 2
     layer = nn.Conv2d(num_in, num_out, kernel, stride, padding, bias=bias, padding_mode="reflect")

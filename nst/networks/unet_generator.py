@@ -67,10 +67,8 @@ class AdainUnet(ConditionalUnet):
         self.style_encoder = WaveletEncoder(config.style_width, absolute=config.absolute_wavelets)
         *skips, bottleneck = config.widths
         self.fuse = conv(bottleneck + BOTTLENECK_STYLE, bottleneck, 1)
-        outputs = [
-            *reversed(skips),
-            skips[0],
-        ]  # channels at the strides of the skips, the deepest first, and at 1
+        # channels at the strides of the skips, the deepest first, and at stride 1, which has no skip
+        outputs = [*reversed(skips), skips[0]]
         inputs = [a + b for a, b in zip((bottleneck, *outputs), (*reversed(skips), 0), strict=False)]
         self.up = nn.ModuleList([conv(a, b, 3) for a, b in zip(inputs, outputs, strict=True)])
         self.norms = nn.ModuleList([AdaptiveNorm() for _ in outputs])

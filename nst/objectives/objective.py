@@ -7,6 +7,7 @@ import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from nst.networks.style_generator import StyleGenerator
 from nst.stability import Alarms, SuccessGate
 
 Metrics = dict[str, Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Objective(ABC):
@@ -57,7 +59,7 @@ class Objective(ABC):
 
     # --- for the approaches -------------------------------------------------------------------------
 
-    def place(self, network: nn.Module):
+    def place(self, network: Network) -> Network:
         return network.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def adam(self, parameters: Iterable[nn.Parameter], rate: float) -> torch.optim.Adam:
@@ -105,8 +107,8 @@ class Objective(ABC):
         """Moves the averaged weights; the decay is for 32 images, and shorter at the start."""
         decay = self.config.optim.ema_decay ** (num_images / 32)
         decay = min(decay, (num_images_seen + 32) / (num_images_seen + 320))
-        means, currents = (list(net.parameters()) for net in (self.ema_generator, self.generator))
-        torch._foreach_lerp_(means, currents, 1 - decay)
+        for mean, current in zip(self.ema_generator.parameters(), self.generator.parameters(), strict=True):
+            mean.lerp_(current, 1 - decay)
         # the running statistics of an encoder that still moves are smoothed like its weights
         for mean, current in zip(self.ema_generator.buffers(), self.generator.buffers(), strict=True):
             mean.lerp_(current, 1 - decay)

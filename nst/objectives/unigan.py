@@ -230,9 +230,14 @@ class Unigan(Objective):
                 judged.statistics, wanted.statistics, self.encoders.embedding.standardise.spread
             ),
             "bands": lambda: losses.sliced_band_distance(stylized, batch.style),
-            "perceptual": lambda: sum(perceptual_loss(self._vgg, stylized, batch.content, batch.style)),
+            "perceptual": lambda: self._perceptual(stylized, batch),
         }
         return {name: term() for name, term in terms.items() if getattr(weights, name) > 0}
+
+    def _perceptual(self, stylized: Tensor, batch: Batch) -> Tensor:
+        assert self._vgg is not None
+        content, style = perceptual_loss(self._vgg, stylized, batch.content, batch.style)
+        return content + style
 
     def _weight(self, name: str, progress: float) -> float:
         weight = getattr(self.weights, name)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from nst.networks.content_encoder import ContentFeatures, ContentHeads
+from nst.networks.content_encoder import ContentEncoder, ContentFeatures, ContentHeads
 from nst.networks.generator import Generator
-from nst.networks.wavelet_encoder import RealnessHeads, StyleEmbedding, tap_statistics
+from nst.networks.wavelet_encoder import RealnessHeads, StyleEmbedding, WaveletEncoder, tap_statistics
 
 
 class Judgement(NamedTuple):
@@ -28,6 +28,10 @@ class Judgement(NamedTuple):
 class Encoders(nn.Module):
     """E_c and E_s with their heads: the discriminators."""
 
+    content: ContentEncoder
+    style: WaveletEncoder
+    embedding: StyleEmbedding
+
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         config = generator.config
@@ -41,14 +45,16 @@ class Encoders(nn.Module):
         self.content_heads = ContentHeads(config.content_widths[-1], config.embedding_dim)
 
     def judge_realness(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The two maps of logits of `RealnessHeads`."""
         return self.realness(self.style(images))
 
     def forward(self, style_images: Tensor, content_images: Tensor) -> Judgement:
         """Both [M, 3, H, W] in [-1, 1]; their numbers may differ."""
         taps = self.style(style_images)
         statistics = tap_statistics(taps)
+        local, wide = self.realness(taps)
         h, q = self.content_heads(self.content(content_images).eighth)
-        return Judgement(self.embedding(statistics), *self.realness(taps), statistics, h, q)
+        return Judgement(self.embedding(statistics), local, wide, statistics, h, q)
 
 
 class Drawing(nn.Module):

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from nst.approaches import UniganModel
 from nst.checkpoint import model_digest, save_checkpoint
 from nst.config import TrainConfig
 from nst.networks.generator import Generator
+from nst.networks.style_generator import StyleGenerator
 from nst.stylize import Stylizer
 from pipelines.models import cache_dir, resolve_model
 from pipelines.registration import pip_requirements, register_checkpoint
@@ -36,13 +38,19 @@ class TinyObjective:
         widths = (4, 4, 4, 4)
         model = UniganModel(content_widths=widths, style_width=4, num_blocks=1, embedding_dim=8)
         self.config = TrainConfig(model=model)
-        self.ema_generator = Generator(model)
+        self.ema_generator: StyleGenerator = Generator(model)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"generator": self.ema_generator}
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {}
+
+    def memory(self) -> dict[str, dict[str, float]]:
+        return {}
+
+    def recall(self, memory: Mapping[str, Mapping[str, float]]) -> None:
+        pass
 
 
 def tiny_checkpoint(folder: Path, seed: int = 0) -> str:
