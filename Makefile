@@ -31,11 +31,19 @@ test-faults: install ## Series of failures, minutes each
 test-fast: install ## Only the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not faults and not gpu"
 
+bench-speed: install ## Speed beside pix2pix, CycleGAN, MicroAST and AdaIN (an hour, on a quiet machine)
+	$(BIN)/python -m benchmarks.training_speed --rounds 5
+	$(BIN)/python -m benchmarks.inference_speed --rounds 7
+
 check: install ## Formatting, lints, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+ablation: install ## What each part of the method is worth, on PICTURES=folder (about 80 minutes; VGG=file adds measures)
+	@test -n "$(PICTURES)" || { echo 'ablation: give PICTURES=folder, one with LABELS.csv, content/ and style/'; exit 2; }
+	$(BIN)/python -m benchmarks.ablation --pictures "$(PICTURES)" $(if $(VGG),--vgg "$(VGG)")
 
 format: install ## Format the code
 	$(BIN)/ruff check --fix .
@@ -44,4 +52,4 @@ format: install ## Format the code
 clean: ## Remove the environment and what demo and tests left
 	rm -rf $(VENV) .venv-s3 .nst nst-demo build *.egg-info
 
-.PHONY: help install demo test test-fast test-faults check format clean
+.PHONY: help install demo test test-fast test-faults bench-speed check ablation format clean
