@@ -89,7 +89,7 @@ def smoke() -> TrainConfig:
         loss=UniganLoss(bands=3.0, reconstruction=25.0, luminance=0.5, patch=0.5),
         batch=BatchConfig(num_classes=4, size=64),
         optim=OptimConfig(
-            encoder_lr=1e-3, generator_lr=1e-3, warmup_images=200, betas=(0.5, 0.99), ema_decay=0.99
+            encoder_lr=3e-4, generator_lr=1e-3, warmup_images=200, betas=(0.5, 0.99), ema_decay=0.99
         ),
         num_images=3_200,
         precision="fp32",
