@@ -33,11 +33,11 @@ from nst.standalone import find_checkpoint
 from nst.stylize import Stylizer
 from nst.vgg import VGGFeatures, load_vgg
 
-VERSION = 1  # of what is measured: higher makes the kept figures void
+VERSION = 2  # of what is measured: higher makes the kept figures void
 MEASURES_FILE = "measures.json"
 NUM_SPREAD_CONTENTS, NUM_SPREAD_STYLES = 8, 8
 CHUNK = 16  # pictures in one pass
-TAIL = 5  # of the training's reports: what "at the end" means
+TAIL = 15  # of a training's 60 reports: what "at its end" means; a report is of one batch
 
 # Beside `nst.metrics.LOWER_IS_BETTER`. None: neither way is better by itself.
 LOWER_IS_BETTER: dict[str, bool | None] = {
@@ -154,8 +154,8 @@ def _stylize_some(stylizer: Stylizer, contents: Pixels, styles: Pixels, colors: 
 
 def _spread(stylizer: Stylizer, evaluation: Evaluation) -> dict[str, float]:
     """style_sensitivity and shift_consistency as in `nst.metrics`; diversity: mean style distance of one
-    content's pictures in
-    different styles, over that of the styles themselves: 0 is collapse, 1 as various as the styles."""
+    content's pictures in different styles, over that of the styles themselves: 0 is collapse, 1 as various as
+    the styles."""
     pairs, others = evaluation.groups[UNSEEN_WORKS], evaluation.groups[UNSEEN_ARTISTS]
     half = NUM_SPREAD_STYLES // 2
     styles = np.concatenate([pairs.styles.pictures[:half], others.styles.pictures[:half]])

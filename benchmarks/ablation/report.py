@@ -140,9 +140,11 @@ def _preface(facts: Mapping[str, Any]) -> str:
 
 
 def _rows(by_variant: ByVariant) -> str:
-    return "\n".join(
-        f"- `{name}` ({len(runs)} seeds): {VARIANTS[name].question}" for name, runs in by_variant.items()
-    )
+    lines = []
+    for name, runs in by_variant.items():
+        seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+        lines.append(f"- `{name}` ({seeds}): {VARIANTS[name].question}")
+    return "\n".join(lines)
 
 
 def without_nan(value: Any) -> Any:
