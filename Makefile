@@ -41,7 +41,7 @@ check: install ## Formatting, lints, types, layers
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-ablation: install ## What each part of the method is worth, on PICTURES=folder (about 80 minutes; VGG=file adds measures)
+ablation: install ## What each part of the method is worth, on PICTURES=folder (about an hour)
 	@test -n "$(PICTURES)" || { echo 'ablation: give PICTURES=folder, one with LABELS.csv, content/ and style/'; exit 2; }
 	$(BIN)/python -m benchmarks.ablation --pictures "$(PICTURES)" $(if $(VGG),--vgg "$(VGG)")
 

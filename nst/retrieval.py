@@ -1,8 +1,8 @@
-"""Is the artist recognised? An encoder trained apart on works of art looks up stylized pictures among works
-that it was not trained on: the measure of the paper's claim that a model picks up an artist's manner.
+"""Is the artist recognised? An encoder trained apart looks stylized pictures up among works that it was not
+trained on: the measure of the paper's claim that a model picks up an artist's manner.
 
-It must share no weights with the model that is measured, which could otherwise please it without looking
-right: so it is trained here, from random weights, and never made from a model.
+It shares no weights with the model that is measured, which could otherwise please it without looking right:
+it is trained here, from random weights. Views of one painting belong on one side of the split.
 
 seen, held_out = split_works(corpus.labels)
 encoder = train_artist_encoder(corpus.decode, corpus.labels, seen)
@@ -19,16 +19,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.functional import center_crop
 
 from nst.config import BatchConfig
-from nst.images import Pixels
+from nst.images import Pixels, to_float
 from nst.loader import random_crop
 from nst.losses import matrix_loss
 from nst.metrics import check_pictures
+from nst.networks.blocks import RunningStandardisation
 from nst.networks.wavelet_encoder import WaveletEncoder, tap_statistics
 from nst.sampling import DynamicBatchSampler, mix_bits
 
 Rows = np.ndarray
+Labels = Tensor | Sequence[int] | np.ndarray
 Decode = Callable[[int], Pixels]
 CHUNK = 16  # pictures in one pass
 
@@ -47,48 +50,41 @@ class ArtistEncoder(nn.Module):
         self.size = size
         self.trunk = WaveletEncoder(width)
         num_statistics = 2 * sum(self.trunk.tap_channels)
-        self.head = nn.Sequential(
-            nn.BatchNorm1d(num_statistics, affine=False),  # what tells artists apart is small
-            nn.Linear(num_statistics, 256),
-            nn.LeakyReLU(0.2),
-            nn.Linear(256, embedding_dim),
-        )
+        self.standardise = RunningStandardisation(num_statistics)
+        layers = nn.Linear(num_statistics, 256), nn.LeakyReLU(0.2), nn.Linear(256, embedding_dim)
+        self.head = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, size, size] in [-1, 1] -> [N, D] unit vectors."""
-        return F.normalize(self.head(tap_statistics(self.trunk(images))), dim=1)
+        statistics = tap_statistics(self.trunk(images))
+        if self.training:
+            self.standardise.update(statistics)
+        return F.normalize(self.head(self.standardise(statistics)), dim=1)
 
     @torch.inference_mode()
     def embed(self, pictures: Tensor) -> Tensor:
-        """[N, 3, H, W] in [0, 1], 32 px or more a side -> [N, D] unit vectors of their middle squares, on the
-        CPU. ValueError for other pictures."""
-        pictures = check_pictures(pictures)
-        height, width = pictures.shape[2:]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        squares = pictures[:, :, top : top + side, left : left + side]
+        """[N, 3, H, W] in [0, 1], 32 px or more a side (or ValueError) -> [N, D] unit vectors of their middle
+        squares, on the CPU."""
+        squares = center_crop(check_pictures(pictures), [min(pictures.shape[2:])])
         squares = F.interpolate(squares, (self.size, self.size), mode="bilinear", antialias=True)
         device = next(self.parameters()).device
         return torch.cat([self((2 * part - 1).to(device)).cpu() for part in squares.split(CHUNK)])
 
 
-def split_works(
-    labels: Sequence[int] | np.ndarray, held_out: float = 0.25, seed: int = 0
-) -> tuple[Rows, Rows]:
+def split_works(labels: Labels, held_out: float = 0.25, seed: int = 0) -> tuple[Rows, Rows]:
     """Rows to train on and rows to keep apart, both ascending. Of each artist with 2 works or more at least
     one goes to either side; a single work is trained on."""
     labels, generator = np.asarray(labels), np.random.default_rng(seed)
     kept = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         works = generator.permutation(np.flatnonzero(labels == label))
-        if len(works) >= 2:
-            kept[works[: min(max(1, round(held_out * len(works))), len(works) - 1)]] = True
+        kept[works[: min(max(1, round(held_out * len(works))), len(works) - 1)]] = True
     return np.flatnonzero(~kept), np.flatnonzero(kept)
 
 
 def train_artist_encoder(
     decode: Decode,
-    labels: Sequence[int] | np.ndarray,
+    labels: Labels,
     rows: Rows | None = None,
     *,
     size: int = 128,
@@ -102,9 +98,8 @@ def train_artist_encoder(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> ArtistEncoder:
-    """An encoder that tells artists apart by the matrix loss on batches of P artists x K works, other works by
-    an artist left out of its rows. The same arguments give the same encoder on the same machine; the
-    process's random state is left alone.
+    """An encoder that tells artists apart, by the matrix loss on batches of P artists x K works. The same
+    arguments give the same encoder on the same machine; the process's random state is left alone.
 
     Args:
         decode: row -> uint8 [H, W, 3]; of a corpus `corpus.decode`, of a list its `__getitem__`.
@@ -128,12 +123,10 @@ def train_artist_encoder(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     for step in range(num_steps):
         plan = sampler.plan(step)
-        crops = [
-            random_crop(decode(int(rows[row])), batch, mix_bits(seed, step, place))
-            for place, row in enumerate(plan.style)
-        ]
-        artists = torch.from_numpy(plan.labels).to(device)
-        z = encoder(torch.stack(crops).to(device))
+        keys = [mix_bits(seed, step, place) for place in range(len(plan.style))]
+        works = [decode(int(rows[row])) for row in plan.style]
+        crops = [random_crop(work, batch, key) for work, key in zip(works, keys, strict=True)]
+        z, artists = encoder(torch.stack(crops).to(device)), torch.from_numpy(plan.labels).to(device)
         place = torch.arange(len(z), device=z.device)
         following = place - place % works_per_class + (place + 1) % works_per_class  # of the same artist
         loss = matrix_loss(z, z, following, temperature, mask=artists[:, None] == artists[None, :])
@@ -146,8 +139,8 @@ def train_artist_encoder(
 
 def embed_works(encoder: ArtistEncoder, decode: Decode, rows: Rows) -> Tensor:
     """[len(rows), D] unit vectors of works of any sizes, 32 px or more a side."""
-    works = (torch.from_numpy(np.array(decode(int(row)))) for row in rows)
-    return torch.cat([encoder.embed(work.permute(2, 0, 1)[None].float() / 255) for work in works])
+    works = (to_float(decode(int(row)))[None] for row in rows)
+    return torch.cat([encoder.embed((work + 1) / 2) for work in works])
 
 
 @dataclass(frozen=True)
@@ -173,10 +166,10 @@ class Retrieval:
 
 def retrieval_accuracy(
     queries: Tensor,
-    query_labels: Tensor | Sequence[int] | np.ndarray,
+    query_labels: Labels,
     gallery: Tensor,
-    gallery_labels: Tensor | Sequence[int] | np.ndarray,
-    exclude: Tensor | Sequence[int] | np.ndarray | None = None,
+    gallery_labels: Labels,
+    exclude: Labels | None = None,
 ) -> Retrieval:
     """Looks each query up among the gallery's works, nearest by cosine first.
 

@@ -318,10 +318,11 @@ class Unigan(Objective):
         if not weights.fakes_as_negatives:
             fakes = None
         if weights.metric == "pairs":
-            others = torch.roll(works, batch.works_per_class, 0) if fakes is None else fakes
-            return losses.pair_loss(
-                rows, works[batch.partner], others, weights.margin, reduction="none"
-            ), None
+            others = works[_next_of_another(batch.labels)] if fakes is None else fakes
+            loss = losses.pair_loss(
+                rows, works[batch.partner], others, weights.margin, batch.has_partner, reduction="none"
+            )
+            return loss, None
         columns, labels = gather(works), gather_labels(batch.labels)
         positives = batch.partner + num * rank()
         left_out = batch.labels[:, None] == labels[None, :]
@@ -350,6 +351,14 @@ class Unigan(Objective):
 def _rows_of(tensors: list[Tensor], rows: Tensor) -> Tensor:
     """Those rows of every tensor, joined. All rows are taken as they are: a copy would lose the layout."""
     return torch.cat([tensor if len(rows) == len(tensor) else tensor[rows] for tensor in tensors])
+
+
+def _next_of_another(labels: Tensor) -> Tensor:
+    """[N] for each row the next one, cyclically, with another label; row 0 where there is none."""
+    num = len(labels)
+    places = torch.arange(num, device=labels.device)
+    ahead = (places[None, :] - places[:, None]) % num
+    return ahead.where(labels[:, None] != labels[None, :], num).argmin(dim=1)
 
 
 def _mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:

@@ -18,21 +18,21 @@ from nst.retrieval import (
     train_artist_encoder,
 )
 
-SMALL: dict[str, Any] = {"size": 32, "width": 4, "embedding_dim": 16, "num_steps": 40, "num_classes": 4}
+SMALL: dict[str, Any] = {"size": 32, "width": 4, "embedding_dim": 16, "num_steps": 60, "num_classes": 4}
 
 
 def painted(artist: int, number: int) -> np.ndarray:
-    """A work: each artist has a stripe width and direction of their own; colours are anybody's."""
+    """A work: each artist has stripes of a width and direction of their own; colours are anybody's."""
     generator = np.random.default_rng((artist, number))
     place = np.indices((48, 48))[artist % 2]
     stripes = np.sin(place * (0.5 if artist < 2 else 2.0) + generator.uniform(0, 6))
-    colours = generator.uniform(0.3, 0.7, 3) + 0.25 * stripes[:, :, None]
+    colours = generator.uniform(0.4, 0.6, 3) + 0.25 * stripes[:, :, None]
     return (255 * (colours + generator.normal(0, 0.02, (48, 48, 3))).clip(0, 1)).astype(np.uint8)
 
 
 def corpus() -> tuple[list[np.ndarray], np.ndarray]:
-    works = [painted(artist, number) for artist in range(4) for number in range(8)]
-    return works, np.repeat(np.arange(4), 8)
+    works = [painted(artist, number) for artist in range(4) for number in range(12)]
+    return works, np.repeat(np.arange(4), 12)
 
 
 # --- scores -------------------------------------------------------------------------------------------
@@ -89,13 +89,13 @@ def test_mistakes_say_what_to_do(arguments: tuple, words: str) -> None:
 
 def test_artists_are_recognised_in_works_that_were_not_trained_on() -> None:
     works, labels = corpus()
-    seen, held_out = split_works(labels)
+    seen, held_out = split_works(labels, held_out=1 / 3)
     encoder = train_artist_encoder(works.__getitem__, labels, seen, **SMALL)
     gallery, queries = (embed_works(encoder, works.__getitem__, rows) for rows in (seen, held_out))
     torch.testing.assert_close(queries.norm(dim=1), torch.ones(len(held_out)))
     found = retrieval_accuracy(queries, labels[held_out], gallery, labels[seen])
-    assert found.top1 > 0.8
-    assert found.mean_average_precision > 0.7
+    assert found.top1 > 0.85  # guessing: 0.25
+    assert found.mean_average_precision > 0.75
 
 
 def test_the_same_arguments_give_the_same_encoder_and_leave_random_numbers_alone() -> None:
@@ -110,7 +110,7 @@ def test_the_same_arguments_give_the_same_encoder_and_leave_random_numbers_alone
     )
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["head.1.weight"], other["head.1.weight"])
+    assert not torch.equal(one["head.0.weight"], other["head.0.weight"])
 
 
 def test_pictures_of_any_size_are_seen_alike() -> None:
@@ -134,7 +134,7 @@ def test_pictures_of_any_size_are_seen_alike() -> None:
 def test_one_artist_cannot_be_told_apart() -> None:
     works, labels = corpus()
     with pytest.raises(ValueError, match="2 artists or more"):
-        train_artist_encoder(works.__getitem__, labels, np.arange(8), **SMALL)
+        train_artist_encoder(works.__getitem__, labels, np.arange(12), **SMALL)
 
 
 def test_works_are_split_artist_by_artist() -> None:

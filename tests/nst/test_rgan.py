@@ -21,8 +21,9 @@ from nst.objectives.build import build_objective
 from nst.objectives.rgan import Rgan, retouch
 from nst.presets import preset
 
+DEEP = "[8, 8, 12, 12, 12, 16]"  # stride 64
 TINY = {
-    "model.widths": "[8, 8, 12, 12, 12, 16]",
+    "model.widths": "[8, 8, 12]",
     "model.style_width": "4",
     "model.style_side": "32",
     "model.patch_widths": "[8, 8, 8, 8]",
@@ -128,7 +129,7 @@ def test_every_fusion_draws_any_size_in_any_style(fusion, palette):
 
 
 def model_of(fusion: str, palette: str = "style") -> RganModel:
-    chosen = config(model__fusion=fusion, model__palette=palette).model
+    chosen = config(model__fusion=fusion, model__palette=palette, model__widths=DEEP).model
     assert isinstance(chosen, RganModel)
     return chosen
 
@@ -276,7 +277,12 @@ def assert_alike(first, second, tolerance=1e-5):
 VARIANTS = [
     {},
     {"model__fusion": "concat6", "loss__gan": "bce", "loss__mae": 1.0, "loss__reconstruction": 0.0},
-    {"model__fusion": "wavelet_skips", "model__palette": "network", "loss__augment": "false"},
+    {
+        "model__fusion": "wavelet_skips",
+        "model__widths": DEEP,
+        "model__palette": "network",
+        "loss__augment": "false",
+    },
     {"model__style_discriminator": "grid", "model__palette": "content"},
 ]
 
@@ -321,7 +327,10 @@ RAGGED = [0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 8, 9, 9]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "labels"),
-    [({}, None), ({"batch__accumulate": 2, "model__fusion": "wavelet_skips"}, RAGGED)],
+    [
+        ({}, None),
+        ({"batch__accumulate": 2, "model__fusion": "wavelet_skips", "model__widths": DEEP}, RAGGED),
+    ],
     ids=["plain", "in parts, ragged"],
 )
 def test_two_ranks_give_the_gradients_of_one(changes, labels, tmp_path, free_port):
@@ -443,7 +452,7 @@ def test_the_generator_learns(corpora):
     content, style = (crops(corpus) for corpus in corpora)
     labels = torch.as_tensor(corpora[1].labels[::3]).long()
     learning = {"optim__generator_lr": 2e-3, "optim__warmup_images": 1, "optim__gradient_clip": 1}
-    objective = Rgan(config(model__widths="[8, 16, 16]", **learning))
+    objective = Rgan(config(**learning))
     history = []
     for step in range(40):
         torch.manual_seed(step)

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from nst.batch import Batch
 from nst.config import TrainConfig, override
 from nst.networks.blocks import num_parameters
-from nst.objectives.unigan import Unigan
+from nst.objectives.unigan import Unigan, _next_of_another
 from nst.presets import preset
 
 TINY = {
@@ -259,3 +259,8 @@ def test_averaged_weights_follow():
     whole = weights_of(objective.generator) - weights_of(before)
     share = 1 - 40 / 328  # the average is short at the start
     torch.testing.assert_close(moved, whole * share, atol=1e-6, rtol=1e-4)
+
+
+def test_a_fixed_negative_is_another_artists():
+    labels = torch.tensor([0, 0, 1, 2, 2, 0])
+    assert _next_of_another(labels).tolist() == [2, 2, 3, 5, 5, 2]
