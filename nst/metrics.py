@@ -33,6 +33,7 @@ LOWER_IS_BETTER = {
     "checkerboard": True,
     "border_error": True,
     "style_sensitivity": False,
+    "shift_consistency": True,
 }
 
 # Orthonormal axes of colour: light, blue-yellow, green-magenta. Natural pictures vary most along the first,

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from infra import places, registry
 from nst.intervals import summarize
-from nst.metrics import LOWER_IS_BETTER, MIN_SIDE, baselines, pair_measures, style_sensitivity
+from nst.metrics import (
+    LOWER_IS_BETTER,
+    MIN_SIDE,
+    STRIDE,
+    baselines,
+    pair_measures,
+    shift_consistency,
+    style_sensitivity,
+)
 from nst.stylize import Stylizer, joined_codes
 from nst.vgg import VGGFeatures, load_vgg
 from pipelines.console import Progress, Stage, say
@@ -22,6 +30,7 @@ from pipelines.evaluation_set import EvaluationSet, make_evaluation_set, open_pi
 from pipelines.models import ResolvedModel, resolve_model
 
 BATCH = 8  # pairs
+MIN_SIZE = MIN_SIDE + STRIDE  # px; a picture is also moved by a few
 NUM_SENSITIVITY_CONTENTS, NUM_SENSITIVITY_STYLES = 8, 4
 
 Figures = dict[str, list[float]]
@@ -34,7 +43,7 @@ Method = Callable[[Tensor, Tensor], Tensor]
 @click.option("--style", "style_uri", required=True, metavar="URI", help="Corpus or folder of artworks.")
 @click.option("--report", "report_uri", required=True, metavar="DIR", help="Where the report is written.")
 @click.option("--pairs", type=click.IntRange(min=2), default=64, show_default=True, help="How many.")
-@click.option("--size", type=click.IntRange(min=MIN_SIDE), default=256, show_default=True, help="Side in px.")
+@click.option("--size", type=click.IntRange(min=MIN_SIZE), default=256, show_default=True, help="Side in px.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses the pairs.")
 @click.option("--vgg", "vgg_path", metavar="FILE", help="VGG-19 as safetensors: adds its measures.")
 @click.option(
@@ -119,6 +128,7 @@ def measure(
             progress.advance(len(content))
     for name, method in methods.items():
         figures[name]["style_sensitivity"] = sensitivities(chosen, method)
+        figures[name]["shift_consistency"] = shift_consistencies(chosen, method)
     return figures, torch.cat(pictures)
 
 
@@ -144,6 +154,12 @@ def sensitivities(chosen: EvaluationSet, method: Method) -> list[float]:
     if len(styles) < 2:
         return [0.0]
     return [style_sensitivity(method(chosen.content[[row] * len(styles)], styles)) for row in rows]
+
+
+def shift_consistencies(chosen: EvaluationSet, method: Method) -> list[float]:
+    """`shift_consistency` of the first pairs, each content in its own style."""
+    content, style = chosen.content[:BATCH], chosen.style[:BATCH]
+    return shift_consistency(lambda moved: method(moved, style), content).tolist()
 
 
 def _facts(resolved: ResolvedModel, content_uri: str, style_uri: str) -> dict[str, str]:

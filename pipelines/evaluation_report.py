@@ -35,10 +35,13 @@ MEANINGS = {
     "checkerboard": "Grids from upsampling: energy at periods of 2 and 4 px, log10.",
     "border_error": "Change near the border over change inside; 1 is even.",
     "style_sensitivity": "How much pictures differ from style to style.",
+    "shift_consistency": "How much a picture changes where the content is only moved by a few pixels.",
     "content_r31": "VGG-19 relu3_1, mean squared difference to the content.",
     "style_r11": "VGG-19 relu1_1, means and deviations against the style.",
     "style_r21": "VGG-19 relu2_1, likewise.",
     "style_r31": "VGG-19 relu3_1, likewise.",
+    "content_r41": "VGG-19 relu4_1, mean squared difference to the content.",
+    "style_r41": "VGG-19 relu4_1, means and deviations against the style.",
     "gram": "VGG-19 Gram matrices, relative squared distance to the style.",
 }
 

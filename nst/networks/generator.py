@@ -11,10 +11,8 @@ from nst.approaches import UniganModel
 from nst.networks.blocks import AdaptiveNorm, AdaptiveResBlock, InstanceNorm, conv, upsample
 from nst.networks.content_encoder import ContentEncoder, ContentFeatures
 from nst.networks.style_code import EmbeddingModulator, Modulator, StyleCode, colour_statistics
-from nst.networks.style_generator import StyleGenerator, pad_to_multiple
+from nst.networks.style_generator import StyleGenerator, fit_for_statistics, pad_to_multiple
 from nst.networks.wavelet_encoder import StyleEmbedding, WaveletEncoder, tap_statistics
-
-MIN_STYLE_SIDE = 64
 
 
 class Decoder(nn.Module):
@@ -91,12 +89,8 @@ class Generator(StyleGenerator):
 
     def encode_style(self, style: Tensor) -> StyleCode:
         """style [M, 3, h, w] in [-1, 1] -> the codes of M styles, to be used for any number of contents."""
-        if min(style.shape[2:]) < MIN_STYLE_SIDE:
-            factor = MIN_STYLE_SIDE / min(style.shape[2:])
-            size = [max(MIN_STYLE_SIDE, round(side * factor)) for side in style.shape[2:]]
-            style = F.interpolate(style, size, mode="bilinear", antialias=True)
-        padded, _ = pad_to_multiple(style, self.style_encoder.stride)
-        described = self.describe_style(self.style_statistics(padded))
+        fitted = fit_for_statistics(style, self.style_encoder.stride)
+        described = self.describe_style(self.style_statistics(fitted))
         return self.modulator(described, colour_statistics(style))
 
     def decode(self, features: ContentFeatures, code: StyleCode) -> Tensor:

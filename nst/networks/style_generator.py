@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nst.networks.style_code import StyleCode
 
 MIN_SIDE = 16
+MIN_STYLE_SIDE = 64
 
 
 class StyleGenerator(nn.Module, ABC):
@@ -30,13 +32,26 @@ class StyleGenerator(nn.Module, ABC):
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """Pads at the right and the bottom by mirroring; returns the original (H, W) too."""
+    """Pads at the right and the bottom by mirroring, to and fro as often as it takes: a large stride may need
+    more than a small picture's own length. Returns the original (H, W) too."""
     height, width = images.shape[2:]
     if min(height, width) < MIN_SIDE:
         raise ValueError(
             f"an image of {width}x{height} pixels is too small: at least {MIN_SIDE}x{MIN_SIDE} are needed"
         )
-    right, bottom = -width % multiple, -height % multiple
-    if right or bottom:
-        images = F.pad(images, (0, right, 0, bottom), mode="reflect")
+    for dim, side in ((2, height), (3, width)):
+        if side % multiple:
+            period = 2 * side - 2
+            places = torch.arange(side + -side % multiple, device=images.device) % period
+            images = images.index_select(dim, torch.minimum(places, period - places))
     return images, (height, width)
+
+
+def fit_for_statistics(style: Tensor, stride: int) -> Tensor:
+    """Style pictures [M, 3, h, w] of any size, fit for a wavelet encoder: enlarged where too small for its
+    statistics to mean anything, sides padded to multiples of `stride`."""
+    shorter = min(style.shape[2:])
+    if shorter < MIN_STYLE_SIDE:
+        size = [max(MIN_STYLE_SIDE, round(side * MIN_STYLE_SIDE / shorter)) for side in style.shape[2:]]
+        style = F.interpolate(style, size, mode="bilinear", antialias=True)
+    return pad_to_multiple(style, stride)[0]

@@ -18,10 +18,10 @@ from nst.networks.blocks import (
     conv,
     upsample,
 )
-from nst.networks.generator import MIN_STYLE_SIDE, soft_clip
+from nst.networks.generator import soft_clip
 from nst.networks.style_code import Modulator, StyleCode, colour_statistics
 from nst.networks.style_discriminator import WaveletTrunk
-from nst.networks.style_generator import StyleGenerator, pad_to_multiple
+from nst.networks.style_generator import StyleGenerator, fit_for_statistics, pad_to_multiple
 from nst.networks.wavelet_encoder import WaveletEncoder, tap_statistics
 
 BOTTLENECK_STYLE = 128  # channels of the style beside the bottleneck
@@ -88,15 +88,10 @@ class AdainUnet(ConditionalUnet):
 
     def _describe(self, style: Tensor) -> Tensor:
         """Tap statistics [M, F] of style pictures of any size."""
-        shorter = min(style.shape[2:])
-        if shorter < MIN_STYLE_SIDE:
-            size = [max(MIN_STYLE_SIDE, round(side * MIN_STYLE_SIDE / shorter)) for side in style.shape[2:]]
-            style = F.interpolate(style, size, mode="bilinear", antialias=True)
-        padded, _ = mirror_to_multiple(style, self.style_encoder.stride)
-        return tap_statistics(self.style_encoder(padded))
+        return tap_statistics(self.style_encoder(fit_for_statistics(style, self.style_encoder.stride)))
 
     def forward(self, content: Tensor, code: StyleCode) -> Tensor:
-        padded, (height, width) = mirror_to_multiple(content, self.stride)
+        padded, (height, width) = pad_to_multiple(content, self.stride)
         *skips, hidden = self.descend(padded)
         code = code.expand(len(content))
         beside, first, second, *parts = code.modulation.split(self.splits, dim=1)
@@ -150,7 +145,7 @@ class PictureUnet(ConditionalUnet):
         return StyleCode(_resized(style.float(), side, side), colours[:, :3], colours[:, 3:6])
 
     def forward(self, content: Tensor, code: StyleCode) -> Tensor:
-        padded, (height, width) = mirror_to_multiple(content, self.stride)
+        padded, (height, width) = pad_to_multiple(content, self.stride)
         code = code.expand(len(content))
         style = _resized(code.modulation, *padded.shape[2:])
         if self.trunk is None:
@@ -193,18 +188,6 @@ class Palette(nn.Module):
         if self.palette == "content":
             colour_mean, colour_std = self.norm.measure(content)
         return soft_clip(self.norm(drawing, colour_std, colour_mean))
-
-
-def mirror_to_multiple(images: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """As `pad_to_multiple`, but mirrored to and fro as often as it takes: a stride of 64 or 128 may need more
-    than a small picture's own length."""
-    images, (height, width) = pad_to_multiple(images, 1)  # pads nothing, refuses what is too small
-    for dim, side in ((2, height), (3, width)):
-        if side % multiple:
-            period = 2 * side - 2
-            places = torch.arange(side + -side % multiple, device=images.device) % period
-            images = images.index_select(dim, torch.minimum(places, period - places))
-    return images, (height, width)
 
 
 def _transposed(num_in: int, num_out: int) -> nn.ConvTranspose2d:

@@ -51,7 +51,7 @@ def test_baselines_bracket_every_model(contents: torch.Tensor, styles: torch.Ten
     # a model has to beat the transfer of colours on style without losing the content
     assert mean(moved["style_distance"]) < 0.75 * mean(unchanged["style_distance"])
     assert mean(moved["content_distance"]) < 0.1
-    assert {*found["content"], "style_sensitivity"} == set(metrics.LOWER_IS_BETTER)
+    assert {*found["content"], "style_sensitivity", "shift_consistency"} == set(metrics.LOWER_IS_BETTER)
 
 
 def test_texture_counts_as_style_where_colours_agree(contents: torch.Tensor, styles: torch.Tensor) -> None:

@@ -16,7 +16,8 @@ from nst.config import TrainConfig, override
 from nst.networks.blocks import num_parameters, record_statistics, replay_statistics
 from nst.networks.patch_discriminator import PatchDiscriminator
 from nst.networks.style_discriminator import WaveletTrunk, build_style_discriminator
-from nst.networks.unet_generator import build_unet, mirror_to_multiple
+from nst.networks.style_generator import pad_to_multiple
+from nst.networks.unet_generator import build_unet
 from nst.objectives.build import build_objective
 from nst.objectives.rgan import Rgan, retouch
 from nst.presets import preset
@@ -170,7 +171,7 @@ def test_tiles_take_colours_and_statistics_of_the_whole_picture(palette):
 
 def test_mirroring_goes_on_as_long_as_it_must():
     picture = torch.arange(48.0).reshape(1, 3, 1, 16).expand(-1, -1, 16, -1)
-    padded, size = mirror_to_multiple(picture, 64)
+    padded, size = pad_to_multiple(picture, 64)
     assert (padded.shape[2:], size) == ((64, 64), (16, 16))
     expected = [*range(16), *range(14, 0, -1)] * 3
     assert padded[0, 0, 0].tolist() == expected[:64]
