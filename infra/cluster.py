@@ -10,8 +10,10 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -70,11 +72,21 @@ def connect(*, min_cpus: int = 1, log_to_driver: bool = False) -> ClusterInfo:
         # Ray warns in every process unless this is said; tasks that ask for no GPU must not lose sight of it.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options = {"log_to_driver": log_to_driver, "logging_level": logging.WARNING}
-        if address := remote_address():
-            _join(address, options)
-        else:
-            _start(max(num_usable_cpus(), min_cpus), options)
+        with _own_sigterm_handler():
+            if address := remote_address():
+                _join(address, options)
+            else:
+                _start(max(num_usable_cpus(), min_cpus), options)
     return _info()
+
+
+@contextlib.contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Ray puts one in its place that ends the program; a program that has its own keeps it."""
+    former = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(former) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, former)
 
 
 def disconnect() -> None:
@@ -124,31 +136,58 @@ def num_usable_cpus() -> int:
     return max(usable, 1)
 
 
+def num_earlier_attempts() -> int:
+    """How often Ray has tried the task that this runs in before. (Ray has no public name for it.)"""
+    return ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()  # pyright: ignore
+
+
+class CallFailed(Exception):
+    """A call of `run_bounded` failed for good: `name` tells which, `cause` why."""
+
+    def __init__(self, name: str, cause: Exception) -> None:
+        super().__init__(f"{name}: {type(cause).__name__}: {cause}")
+        self.name = name
+        self.cause = cause
+
+
 def run_bounded(
-    remote_function: Any, arguments: Iterable[tuple[Any, ...]], *, max_in_flight: int
+    remote_function: Any,
+    arguments: Iterable[tuple[Any, ...]],
+    *,
+    max_in_flight: int,
+    name_of: Callable[..., str] | None = None,
 ) -> Iterator[Any]:
     """Calls `remote_function.remote(*tuple)` for every tuple and yields the results as they complete.
 
     `arguments` is consumed lazily: at most `max_in_flight` calls are pending. Ray repeats a call whose worker
-    or node died; an error that outlives that, or one that the function raised, is raised here. What is then
-    pending ends with this program: tasks must not mind running to their end. (`ray.cancel` of a task that
-    finishes at that moment aborts the driver in Ray 2.60.)
+    or node died. After an error that outlives that, or one that the function raised, no further call is made;
+    those under way run to their end and their results are yielded before the error is raised, so that nothing
+    that was done is lost. (And `ray.cancel` of a task that finishes at that moment aborts the driver in Ray
+    2.60.)
+
+    Args:
+        name_of: gets a call's arguments; then errors are raised as CallFailed, but for a user's mistakes.
     """
     assert max_in_flight >= 1
     remaining = iter(arguments)
-    pending: set[Any] = set()
+    pending: dict[Any, str] = {}
+    failed: tuple[str, Exception] | None = None
     while True:
-        while len(pending) < max_in_flight and (call := next(remaining, None)) is not None:
-            pending.add(remote_function.remote(*call))
+        while failed is None and len(pending) < max_in_flight and (call := next(remaining, None)) is not None:
+            pending[remote_function.remote(*call)] = name_of(*call) if name_of else ""
         if not pending:
-            return
+            break
         done = _wait_for_one(list(pending))
-        pending.discard(done)
+        name = pending.pop(done)
         try:
             result = ray.get(done)
-        except RayTaskError as error:
-            raise _cause(error) from error
+        except RayError as error:
+            failed = failed or (name, _cause(error) if isinstance(error, RayTaskError) else error)
+            continue
         yield result
+    if failed is not None:
+        name, cause = failed
+        raise CallFailed(name, cause) if name_of and not isinstance(cause, ValueError) else cause
 
 
 def on_every_node(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import secrets
@@ -15,6 +16,8 @@ from typing import IO
 
 log = logging.getLogger(__name__)
 
+# What the names of a file that is being written and of a lock begin and end with.
+TEMPORARY, LOCK = (".nst-", ".tmp"), (".nst-", ".lock")
 # Some file systems (exFAT, a few FUSE ones) have no hard links.
 NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
@@ -55,23 +58,83 @@ def write(path: str, source: bytes | IO[bytes], *, if_absent: bool) -> bool:
         target.parent.mkdir(parents=True, exist_ok=True)
         if if_absent and target.exists():
             return False
-        temporary = temporary_beside(target)
-        try:
-            with temporary.open("xb") as file:
-                if isinstance(source, bytes):
-                    file.write(source)
-                else:
-                    shutil.copyfileobj(source, file, 4 << 20)
-                file.flush()
-                os.fsync(file.fileno())
+        with _temporary_file(target) as (file, temporary):
+            if isinstance(source, bytes):
+                file.write(source)
+            else:
+                shutil.copyfileobj(source, file, 4 << 20)
+            file.flush()
+            os.fsync(file.fileno())
             return publish(temporary, target, if_absent=if_absent)
+
+
+@contextlib.contextmanager
+def _temporary_file(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """A new file beside `target`, removed at the end. It is locked while its writer lives, which tells it
+    from one that was left behind."""
+    while True:
+        path = temporary_beside(target)
+        try:
+            with path.open("xb") as file:
+                # On a file system without locks nothing is ever tidied away.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if not _is_open_file(file, path):
+                    continue  # tidied away before it was locked
+                yield file, path
+                return
         finally:
-            temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: str) -> None:
+    """Removes the temporary files and locks below `folder` whose writers were killed; those of living ones
+    stay."""
+    for prefix, suffix in (TEMPORARY, LOCK):
+        for path in Path(folder).rglob(f"{prefix}*{suffix}"):
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_open_file(file, path):  # else it is another's by now, under the same name
+                    path.unlink()
+
+
+def replace(path: str, data: bytes, *, expected: bytes) -> bool:
+    """Writes the file if it holds `expected`. Returns False if it holds something else (or is gone), True if
+    it holds `data` now. Other writers that do the same wait meanwhile, on any file system that has locks."""
+    target = Path(path)
+    try:
+        with naming(path), _locked(target):
+            found = target.read_bytes()
+            return write(path, data, if_absent=False) if found == expected else found == data
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    path = target.parent / target.name.join(LOCK)
+    while True:
+        with path.open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_open_file(lock, path):
+                continue  # whoever held it has removed it: this is no longer the file that others wait for
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _is_open_file(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def temporary_beside(target: Path) -> Path:
     """A fresh hidden name in the same folder, so that the rename stays on one file system."""
-    return target.parent / f".nst-{secrets.token_hex(8)}.tmp"
+    return target.parent / secrets.token_hex(8).join(TEMPORARY)
 
 
 def publish(temporary: Path, target: Path, *, if_absent: bool = False) -> bool:

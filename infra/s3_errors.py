@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 
+from boto3.exceptions import RetriesExceededError
 from botocore import exceptions as boto
 from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
-# The connection broke while the body was read.
-CUT_IN_THE_BODY = (
+# What passes by itself: a connection that broke, before the answer or in it, and these answers.
+BROKEN_CONNECTIONS = (
+    boto.HTTPClientError,
     boto.IncompleteReadError,
-    boto.ReadTimeoutError,
     boto.ResponseStreamingError,
-    boto.ConnectionClosedError,
+    RetriesExceededError,
+    ResponseParserError,
 )
+TRANSIENT_STATUSES = {429, 500, 502, 503, 504}
+# The last: the end of an upload in parts was done, but its answer was lost. A new upload is the way out.
+TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "InternalError", "Throttling", "NoSuchUpload"}
 
 NO_CREDENTIALS = (
     boto.NoCredentialsError,
@@ -46,12 +52,28 @@ def status_of(error: ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def translate(error: Exception, uri: str, endpoint: str | None) -> Exception:
+def is_an_answer(error: Exception) -> bool:
+    """Whether the store itself said no."""
+    return isinstance(_cause(error), ClientError)
+
+
+def is_transient(error: Exception, *, has_answered: bool) -> bool:
+    """Whether the same request may succeed later. `has_answered`: the store has, before; one that never did
+    is taken for a wrong address, which does not pass."""
+    error = _cause(error)
+    if isinstance(error, ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        return status_of(error) in TRANSIENT_STATUSES or code in TRANSIENT_CODES
+    if isinstance(error, UNREACHABLE):
+        return has_answered and not isinstance(error, boto.SSLError)
+    return isinstance(error, BROKEN_CONNECTIONS)
+
+
+def translate(error: Exception, uri: str, endpoint: str | None, *, has_answered: bool) -> Exception:
     """ValueError with the remedy for what the user can mend, FileNotFoundError for what is not there, else
-    OSError; each names `uri`."""
+    OSError; each names `uri`. `has_answered` as in `is_transient`."""
     where = endpoint or "AWS S3"
-    if not isinstance(error, ClientError) and isinstance(error.__context__, ClientError):
-        error = error.__context__  # boto3's transfer errors hide the answer behind a sentence
+    error = _cause(error)
     if isinstance(error, ClientError):
         return _of_answer(error, uri, where)
     if isinstance(error, NO_CREDENTIALS):
@@ -59,13 +81,19 @@ def translate(error: Exception, uri: str, endpoint: str | None) -> Exception:
             f"{uri}: no usable credentials for {where} ({_one_line(error)}); "
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
-    if isinstance(error, UNREACHABLE):
+    if isinstance(error, UNREACHABLE) and not has_answered:
         return ValueError(
             f"{uri}: cannot reach {where} ({_one_line(error)}); check AWS_ENDPOINT_URL and the network"
         )
     if isinstance(error, boto.ParamValidationError):
         return ValueError(f"{uri}: S3 cannot have this name ({_one_line(error)})")
     return OSError(errno.EIO, f"{type(error).__name__}: {_one_line(error)}", uri)
+
+
+def _cause(error: Exception) -> Exception:
+    """boto3's transfer errors hide the store's answer behind a sentence."""
+    is_hidden = not isinstance(error, ClientError) and isinstance(error.__context__, ClientError)
+    return error.__context__ if is_hidden else error  # pyright: ignore[reportReturnType]
 
 
 def _of_answer(error: ClientError, uri: str, where: str) -> Exception:

@@ -1,4 +1,4 @@
-"""Object storage: the same few functions over a local folder and an S3 bucket. The one importer of boto3.
+"""Object storage: the same few functions over a local folder and an S3 bucket.
 
 A place is a string: a path, `file:///path` or `s3://bucket/key`. Where S3 is and who we are comes from the
 AWS chain and from AWS_ENDPOINT_URL, AWS_REGION. A write is seen whole or not at all.
@@ -10,21 +10,15 @@ import contextlib
 import errno
 import functools
 import logging
-import os
-import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import boto3.exceptions
-import boto3.session
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-
-from infra import local_files, places, s3_errors
+from infra import local_files, places, s3
 from infra.places import is_remote, join, name
+from infra.s3 import endpoint_url
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -33,16 +27,6 @@ log = logging.getLogger(__name__)
 
 MAX_SINGLE_PUT = 5 << 30  # bytes; what S3 takes in one request
 NUM_CONFLICTS = 3
-NUM_BODY_ATTEMPTS = 2  # botocore retries requests, but not the reading of an answer's body
-DEFAULT_REGION = "us-east-1"  # what S3 itself takes where nothing is said
-CREDENTIAL_VARIABLES = (
-    "AWS_PROFILE",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_CONFIG_FILE",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +87,8 @@ def _list_s3(uri: str, include_hidden: bool) -> Iterator[ObjectInfo]:
     bucket, key = places.bucket_and_key(uri)
     prefix = key if not key or key.endswith("/") else key + "/"
     is_empty = True
-    with _s3_errors(uri):
-        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+    with s3.errors(uri):
+        for page in _pages(bucket, prefix):
             for item in page.get("Contents", ()):
                 is_empty = False
                 if not item["Key"].endswith("/"):  # a folder that a console made
@@ -118,13 +102,24 @@ def _list_s3(uri: str, include_hidden: bool) -> Iterator[ObjectInfo]:
         yield single
 
 
+def _pages(bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    """The answers to a listing. Not boto3's paginator, which ends with the first page that fails."""
+    token: dict[str, str] = {}
+    while True:
+        page = s3.patiently(lambda: s3.client().list_objects_v2(Bucket=bucket, Prefix=prefix, **token))  # noqa: B023
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
 def stat(uri: str) -> ObjectInfo | None:
     """The object that `uri` names; None where there is none (a folder is none)."""
     if is_remote(uri):
         bucket, key = places.bucket_and_object(uri)
         try:
-            with _s3_errors(uri):
-                head = _client().head_object(Bucket=bucket, Key=key)
+            with s3.errors(uri):
+                head = s3.patiently(lambda: s3.client().head_object(Bucket=bucket, Key=key))
         except FileNotFoundError:
             return None
         return ObjectInfo(
@@ -150,10 +145,25 @@ def read_bytes(uri: str) -> bytes:
     bucket, key = places.bucket_and_object(uri)
 
     def fetch() -> bytes:
-        return _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        return s3.client().get_object(Bucket=bucket, Key=key)["Body"].read()
 
-    with _s3_errors(uri):
-        return _again_if_cut(fetch)
+    with s3.errors(uri):
+        return s3.patiently(fetch)
+
+
+def read_first_bytes(uri: str, num_bytes: int) -> bytes:
+    """The beginning of an object; all of a shorter one."""
+    if not is_remote(uri):
+        with local_files.naming(uri), Path(places.local_path(uri)).open("rb") as file:
+            return file.read(num_bytes)
+    bucket, key = places.bucket_and_object(uri)
+
+    def fetch() -> bytes:
+        with contextlib.closing(s3.client().get_object(Bucket=bucket, Key=key)["Body"]) as body:
+            return body.read(num_bytes)
+
+    with s3.errors(uri):
+        return s3.patiently(fetch)
 
 
 def download_file(uri: str, path: str) -> None:
@@ -167,8 +177,8 @@ def download_file(uri: str, path: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = local_files.temporary_beside(target)
     try:
-        with local_files.naming(path), _s3_errors(uri):
-            _again_if_cut(lambda: _client().download_file(bucket, key, str(temporary)))
+        with local_files.naming(path), s3.errors(uri):
+            s3.patiently(lambda: s3.client().download_file(bucket, key, str(temporary)))
             local_files.publish(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -192,11 +202,38 @@ def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
     if not is_remote(uri):
         return local_files.write(places.local_path(uri), data, if_absent=if_absent)
     bucket, key = places.bucket_and_object(uri)
-    with _s3_errors(uri):
+    with s3.errors(uri):
         if if_absent:
             return _put_if_absent(bucket, key, data)
-        _put(bucket, key, data)
+        s3.put(bucket, key, data)
         return True
+
+
+def replace_bytes(uri: str, data: bytes, *, expected: bytes | None) -> bool:
+    """Compare and swap: writes the whole object if it still holds `expected` (None: if there is none).
+
+    Returns False if it holds something else, which then stays; True if it holds `data`, whoever wrote it.
+    """
+    if expected is None:
+        return write_bytes(uri, data, if_absent=True) or read_bytes(uri) == data
+    if not is_remote(uri):
+        return local_files.replace(places.local_path(uri), data, expected=expected)
+    bucket, key = places.bucket_and_object(uri)
+    for _ in range(NUM_CONFLICTS):
+        try:
+            with s3.errors(uri):
+                found, etag = s3.patiently(lambda: _get_with_etag(bucket, key))
+                if found != expected:
+                    return found == data
+                status = s3.put_if(bucket, key, data, IfMatch=etag)
+                if status == 501:
+                    _say_not_atomic(endpoint_url())
+                    s3.put(bucket, key, data)
+        except FileNotFoundError:
+            return False
+        if status in (200, 501):
+            return True
+    raise OSError(errno.EBUSY, "others keep writing it", uri)
 
 
 def upload_file(path: str, uri: str, *, if_absent: bool = False) -> bool:
@@ -208,9 +245,9 @@ def upload_file(path: str, uri: str, *, if_absent: bool = False) -> bool:
         with Path(path).open("rb") as source:
             return local_files.write(places.local_path(uri), source, if_absent=if_absent)
     bucket, key = places.bucket_and_object(uri)
-    with _s3_errors(uri):
+    with s3.errors(uri):
         if not if_absent:
-            _client().upload_file(path, bucket, key)
+            s3.patiently(lambda: s3.client().upload_file(path, bucket, key))
             return True
         if Path(path).stat().st_size > MAX_SINGLE_PUT:
             raise ValueError(f"{path}: more than 5 GiB cannot be put at once to {uri}; choose smaller shards")
@@ -235,8 +272,15 @@ def delete(uri: str) -> None:
             Path(places.local_path(uri)).unlink(missing_ok=True)
         return
     bucket, key = places.bucket_and_object(uri)
-    with _s3_errors(uri):
-        _client().delete_object(Bucket=bucket, Key=key)
+    with s3.errors(uri):
+        s3.patiently(lambda: s3.client().delete_object(Bucket=bucket, Key=key))
+
+
+def remove_abandoned(uri: str) -> None:
+    """Removes what killed writers left unfinished below `uri`. An object store has nothing of that kind: an
+    object is there when it is complete."""
+    if not is_remote(uri):
+        local_files.remove_abandoned(places.local_path(uri))
 
 
 def check_access(uri: str) -> None:
@@ -254,16 +298,6 @@ def check_access(uri: str) -> None:
 # The store behind s3://
 
 
-def endpoint_url() -> str | None:
-    """The store's address if it is not AWS itself."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-def region() -> str | None:
-    """AWS_REGION, which boto3 itself does not read, then AWS_DEFAULT_REGION (None: the profile says)."""
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
-
-
 def pyarrow_filesystem(uri: str) -> tuple[FileSystem, str]:
     """(file system, path) for Ray Train and parquet, of the same settings. Holds no secret: every process
     that unpickles it reads the AWS chain itself."""
@@ -272,7 +306,7 @@ def pyarrow_filesystem(uri: str) -> tuple[FileSystem, str]:
     if not is_remote(uri):
         return arrow.LocalFileSystem(), str(Path(places.local_path(uri)).absolute())
     bucket, key = places.bucket_and_key(uri)
-    options = {"region": region() or boto3.session.Session().region_name or DEFAULT_REGION}
+    options = {"region": s3.region_name()}
     if endpoint := endpoint_url():
         scheme, _, host = endpoint.rpartition("://")
         options |= {"scheme": scheme or "https", "endpoint_override": host.rstrip("/")}
@@ -281,55 +315,25 @@ def pyarrow_filesystem(uri: str) -> tuple[FileSystem, str]:
     return filesystem, f"{bucket}/{key}".rstrip("/")
 
 
-def _client() -> Any:
-    """This process's client: one that was inherited by a fork would share its sockets."""
-    chain = hash(tuple(os.environ.get(variable) for variable in CREDENTIAL_VARIABLES))  # not the secrets
-    return _client_of(os.getpid(), endpoint_url(), region(), chain)
-
-
-@functools.lru_cache(maxsize=4)
-def _client_of(process_id: int, endpoint: str | None, region_name: str | None, chain: int) -> Any:
-    if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
-        raise ValueError(f"AWS_ENDPOINT_URL is {endpoint!r}; it looks like http://host:port")
-    session = boto3.session.Session()
-    style = {"addressing_style": "path"} if endpoint else {}  # other stores rarely have a host a bucket
-    config = Config(
-        retries={"mode": "standard", "max_attempts": 4},
-        connect_timeout=10,
-        read_timeout=60,
-        max_pool_connections=32,
-        s3=style,
-    )
-    region_name = region_name or session.region_name or DEFAULT_REGION
-    return session.client("s3", region_name=region_name, endpoint_url=endpoint, config=config)
-
-
 def _put_if_absent(bucket: str, key: str, body: bytes | BinaryIO) -> bool:
     uri = f"s3://{bucket}/{key}"
     for _ in range(NUM_CONFLICTS):
-        try:
-            _put(bucket, key, body, IfNoneMatch="*")
-            return True
-        except ClientError as error:
-            status = s3_errors.status_of(error)
-            if status == 501:
-                _say_not_atomic(endpoint_url())
-                if exists(uri):
-                    return False
-                _put(bucket, key, body)
-                return True
-            # 409: somebody writes or deletes it at this moment, so look what came of that.
-            if status == 412 or (status == 409 and exists(uri)):
+        status = s3.put_if(bucket, key, body, IfNoneMatch="*")
+        if status == 501:
+            _say_not_atomic(endpoint_url())
+            if exists(uri):
                 return False
-            if status != 409:
-                raise
+            s3.put(bucket, key, body)
+            return True
+        # 409: somebody writes or deletes it at this moment, so look what came of that.
+        if status != 409 or exists(uri):
+            return status == 200
     raise OSError(errno.EBUSY, "others keep writing and deleting it", uri)
 
 
-def _put(bucket: str, key: str, body: bytes | BinaryIO, **conditions: str) -> None:
-    if not isinstance(body, bytes):
-        body.seek(0)
-    _client().put_object(Bucket=bucket, Key=key, Body=body, **conditions)
+def _get_with_etag(bucket: str, key: str) -> tuple[bytes, str]:
+    answer = s3.client().get_object(Bucket=bucket, Key=key)
+    return answer["Body"].read(), answer["ETag"]
 
 
 @functools.cache
@@ -337,21 +341,3 @@ def _say_not_atomic(endpoint: str | None) -> None:
     log.warning(
         "%s has no conditional writes: two writers of one name at the same moment both win", endpoint or "S3"
     )
-
-
-def _again_if_cut(fetch: Callable[[], Any]) -> Any:
-    for attempt in range(1, NUM_BODY_ATTEMPTS + 1):
-        try:
-            return fetch()
-        except s3_errors.CUT_IN_THE_BODY:
-            if attempt == NUM_BODY_ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
-
-
-@contextlib.contextmanager
-def _s3_errors(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (ClientError, BotoCoreError, boto3.exceptions.Boto3Error) as error:
-        raise s3_errors.translate(error, uri, endpoint_url()) from error

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dis
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,7 +68,8 @@ class Stage(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            result, exit_code = super().invoke(ctx) or {}, 0
+            with interruptible():
+                result, exit_code = super().invoke(ctx) or {}, 0
         except StageFailed as error:
             result, exit_code = {**error.result, "error": str(error)}, error.exit_code
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -83,6 +88,31 @@ class Stage(click.Command):
         if ctx.meta.get(JSON_WANTED):
             click.echo(json.dumps({**result, "exit_code": exit_code}, default=str))
         ctx.exit(exit_code)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM (a job that is stopped, a node that drains) end as KeyboardInterrupt here, also
+    where a library makes something else of them: DuckDB an error of its own, Ray Train the program's end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if received or isinstance(error, SystemExit):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _exit_code_of(error: Exception) -> int:
@@ -129,7 +159,7 @@ class Progress:
         self._started = self._last_line = time.monotonic()
         is_terminal = sys.stderr.isatty()
         self._bar = (
-            tqdm(desc=title, total=total, initial=initial, unit=unit, dynamic_ncols=True)
+            tqdm(desc=title, total=total, initial=initial, unit=f" {unit}", dynamic_ncols=True)
             if is_terminal
             else None
         )

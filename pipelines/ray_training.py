@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 import threading
 import time
@@ -20,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from infra import cluster, storage
 from nst.checkpoint import CONFIG_FILE
-from pipelines.console import Progress, StageFailed, say
+from pipelines.console import Progress, StageFailed, interruptible, say
 from pipelines.train_worker import ProgressBoard, WorkerSettings, train_on_worker
 
 SECONDS_TO_WAIT_HERE = 60  # for the workers, on this machine
@@ -93,24 +92,6 @@ def fit(training_uri: str, settings: WorkerSettings, workers: Workers) -> Result
         except TrainingFailedError as error:
             restarts = f"after {workers.max_restarts} restarts"
             raise StageFailed(f"the training failed {restarts}: {_root_cause(error)}") from error
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are KeyboardInterrupt here. Ray Train answers the one by ending the program with 0,
-    as if it had succeeded, Ray the other; and neither puts the former handlers back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except SystemExit as leaving:
-        raise KeyboardInterrupt from leaving
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def publish_checkpoint(result: Result, checkpoint_uri: str) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +17,7 @@ import ray
 from infra import cluster, places, storage
 from nst.checkpoint import CONFIG_FILE, MODEL_FILE, read_config
 from pipelines.actor_pool import ActorPool, Outcome, WorkersKeepDying
-from pipelines.console import Progress, StageFailed, say
+from pipelines.console import Progress, StageFailed, interruptible, say
 from pipelines.gallery import write_gallery
 from pipelines.ledger import DONE, FAILED, IGNORED, Ledger, LedgerRow
 from pipelines.lineage import code_digest
@@ -237,7 +234,7 @@ def _stylize_all(run: BucketRun, recorder: Recorder, items: Iterator[Item], num_
 
     pool = ActorPool(create, call, num_actors=num_actors, seconds_for_an_item=SECONDS_FOR_AN_ITEM)
     try:
-        with _terminated_like_ctrl_c():
+        with interruptible():
             for outcome in pool.run(items):
                 record(outcome)
     except KeyboardInterrupt:
@@ -265,19 +262,6 @@ def _actor_factory(run: BucketRun, info: cluster.ClusterInfo, num_actors: int) -
     num_threads = max(1, info.num_cpus // num_actors)
     actor_class = StylizeWorker.options(num_gpus=min(1.0, num_gpus))
     return lambda: actor_class.remote(model_reference, style_references, run.settings, num_threads)
-
-
-@contextmanager
-def _terminated_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM (a job that is stopped, a node that drains) ends the run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _printable(text: str) -> str:

@@ -160,10 +160,12 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RayCluster:
-    """`environment` lets a process join it (RAY_ADDRESS), or submit jobs to it (RAY_API_SERVER_ADDRESS)."""
+    """`environment` lets a process join it (RAY_ADDRESS), or submit jobs to it (RAY_API_SERVER_ADDRESS).
+    `process_ids` are those that the worker nodes descend from."""
 
     address: str
     jobs_url: str
+    process_ids: list[int]
     environment: dict[str, str] = field(repr=False)
 
 
@@ -221,7 +223,10 @@ def ray_cluster(num_workers: int = 1, *, cpus_per_worker: int = 2) -> Iterator[R
             jobs_url = f"http://127.0.0.1:{jobs_port}"
             settings = {name: environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
             settings |= {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": jobs_url}
-            yield RayCluster(address=address, jobs_url=jobs_url, environment=settings)
+            process_ids = [node.pid for node in nodes[1:]]
+            yield RayCluster(
+                address=address, jobs_url=jobs_url, process_ids=process_ids, environment=settings
+            )
         finally:
             for process in reversed(nodes):
                 _end_tree(process)

@@ -125,6 +125,19 @@ def die_once(mark: str) -> str:
     return "came back"
 
 
+@ray.remote
+def fail_at_one(number: int, mark: str) -> int:
+    """The calls behind it are under way when it fails."""
+    if number == 1:
+        Path(mark).touch()
+        raise OSError("it was 1")
+    deadline = time.monotonic() + 60
+    while number > 1 and not Path(mark).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5 if number > 1 else 0)
+    return number
+
+
 @ray.remote(max_retries=0)
 def die() -> None:
     os._exit(1)
@@ -168,6 +181,31 @@ class TestRunBounded:
     def test_one_that_always_dies_is_an_error(self) -> None:
         with pytest.raises(WorkerCrashedError):
             list(cluster.run_bounded(die, [()], max_in_flight=1))
+
+    def test_an_error_waits_for_the_calls_under_way_and_starts_no_other(self, tmp_path: Path) -> None:
+        taken: list[int] = []
+
+        def arguments():
+            for number in range(20):
+                taken.append(number)
+                yield number, str(tmp_path / "mark")
+
+        results = []
+        with pytest.raises(cluster.CallFailed, match="call 1: OSError: it was 1") as caught:  # noqa: PT012
+            for result in cluster.run_bounded(
+                fail_at_one, arguments(), max_in_flight=3, name_of=lambda number, _: f"call {number}"
+            ):
+                results.append(result)
+        assert isinstance(caught.value.cause, OSError)
+        assert {0, 2} <= set(results)
+        assert sorted([*results, 1]) == taken
+        assert len(taken) < 20
+
+    def test_a_call_whose_worker_dies_is_named(self) -> None:
+        with pytest.raises(cluster.CallFailed, match="the deadly one"):
+            list(cluster.run_bounded(die, [()], max_in_flight=1, name_of=lambda: "the deadly one"))
+        with pytest.raises(ValueError, match="climbs"):  # a user's mistake stays one
+            list(cluster.run_bounded(stumble, [("ours",)], max_in_flight=1, name_of=lambda kind: kind))
 
 
 JOIN_PROGRAM = """

@@ -46,6 +46,8 @@ def test_what_was_written_is_read(root: str) -> None:
     first = storage.stat(uri)
     assert storage.write_bytes(uri, b"two, longer")
     assert storage.read_bytes(uri) == b"two, longer"
+    assert storage.read_first_bytes(uri, 3) == b"two"
+    assert storage.read_first_bytes(uri, 100) == b"two, longer"
     second = storage.stat(uri)
     assert first is not None
     assert second is not None
@@ -280,6 +282,44 @@ def test_a_killed_writer_leaves_the_old_object(tmp_path: Path) -> None:
     )
     assert target.read_bytes() == b"old"
     assert keys(str(tmp_path)) == ["x"]
+    assert len(list(tmp_path.iterdir())) == 2  # what it had begun
+    storage.remove_abandoned(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_lock_whose_holder_was_killed_is_nobodys(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_bytes(b"old")
+    program = (
+        "import os, sys; from infra import local_files\n"
+        "local_files.write = lambda *arguments, **options: os._exit(9)\n"
+        "local_files.replace(sys.argv[1], b'new', expected=b'old')\n"
+    )
+    command = [sys.executable, "-c", program, str(target)]
+    for clear in (lambda: storage.remove_abandoned(str(tmp_path)), lambda: None):
+        assert subprocess.run(command, check=False, timeout=60).returncode == 9
+        assert len(list(tmp_path.iterdir())) == 2
+        clear()
+    assert storage.replace_bytes(str(target), b"new", expected=b"old")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_living_writer_writes_is_not_tidied_away(tmp_path: Path) -> None:
+    """Many writers, and somebody who tidies up all the time."""
+    folder = tmp_path / "folder"
+    is_over = threading.Event()
+
+    def tidy() -> None:
+        while not is_over.is_set():
+            storage.remove_abandoned(str(folder))
+
+    folder.mkdir()
+    with ThreadPoolExecutor(5) as pool:
+        tidying = pool.submit(tidy)
+        list(pool.map(lambda number: storage.write_bytes(f"{folder}/{number}", b"x" * number), range(300)))
+        is_over.set()
+        tidying.result(30)
+    assert {int(path.name): path.stat().st_size for path in folder.iterdir()} == {n: n for n in range(300)}
 
 
 def test_written_files_follow_the_umask(tmp_path: Path) -> None:

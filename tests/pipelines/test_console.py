@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
 
 import click
 import pytest
@@ -84,3 +87,27 @@ def test_progress_without_a_terminal_prints_lines(capsys, monkeypatch):
     with Progress("shard", total=10) as progress:
         progress.advance(4, failed=1)
     assert capsys.readouterr().err.startswith("shard: 4/10 img, ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_any_verb_with_130_and_what_helps(number: signal.Signals) -> None:
+    program = (
+        "import os, signal, sys, click\n"
+        "from pipelines.console import Stage\n"
+        "@click.command('work', cls=Stage)\n"
+        "def work():\n"
+        "    if sys.argv[1] == 'ray':\n"  # what Ray's own handler does
+        "        signal.signal(int(sys.argv[2]), lambda number, frame: sys.exit(number))\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), int(sys.argv[2]))\n"
+        "        signal.pause()\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise KeyboardInterrupt if sys.argv[1] == 'plain' else RuntimeError('Query interrupted')\n"
+        "work(['--json'])\n"
+    )
+    for handler in ("plain", "duckdb", "ray"):
+        command = [sys.executable, "-c", program, handler, str(int(number))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 130, done.stderr
+        assert "the same command goes on from here" in done.stderr
+        assert json.loads(done.stdout)["exit_code"] == 130
