@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
+from nst import jpeg
+
 if TYPE_CHECKING:
     import torch
 
@@ -69,13 +71,16 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)
+# A JPEG may have its decoder go over the whole picture as often as it likes: a megabyte can keep it busy for
+# an hour. Cameras and editors write one scan, or about ten.
+MAX_SCANS = 100
 
 
 class ImageError(Exception):
     """An image that cannot be taken.
 
     `reason` is one of empty, too_many_bytes, not_an_image, unsupported, truncated, too_many_pixels,
-    too_small, corrupt; `detail` says more to a person.
+    too_small, too_many_scans, corrupt, crash; `detail` says more to a person.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -103,7 +108,7 @@ class OpenedImage:
 
     `original_width` and `original_height` are those stored in the file: before its EXIF orientation turned
     the picture and before the decoder shrank it. `format` is Pillow's name in lower case. Of an animation,
-    the first frame.
+    the first frame. `is_as_stored`: the file holds this picture and no other, upright, opaque and in sRGB.
     """
 
     rgb: Image.Image
@@ -111,6 +116,7 @@ class OpenedImage:
     original_width: int
     original_height: int
     full_size: tuple[int, int]
+    is_as_stored: bool
     format: str
     is_animated: bool
 
@@ -163,6 +169,8 @@ def open_image(
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         _check_size(width, height, limits)
+        if image.format in JPEG_FORMATS:
+            _check_scans(data)
         if shorter_side is not None and image.format in JPEG_FORMATS:
             shrink = shorter_side / min(width, height)
             if shrink < 1:
@@ -171,6 +179,7 @@ def open_image(
         image.load()
         orientation = _orientation(image)
         turn = TURNS.get(orientation)
+        is_as_stored = turn is None and not is_animated and image.format != "MPO" and _is_in_srgb(image)
         rgb, alpha = _to_srgb(image)
         if turn is not None:
             rgb = rgb.transpose(turn)
@@ -181,6 +190,7 @@ def open_image(
         original_width=width,
         original_height=height,
         full_size=(height, width) if orientation in SIDEWAYS else (width, height),
+        is_as_stored=is_as_stored and alpha is None,
         format="jpeg" if image.format in JPEG_FORMATS else str(image.format).lower(),
         is_animated=is_animated,
     )
@@ -192,6 +202,11 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         raise ImageError("too_many_pixels", f"{size}; at most {limits.max_pixels:,} pixels are taken")
     if min(width, height) < limits.min_side:
         raise ImageError("too_small", f"{size}; each side needs {limits.min_side} pixels or more")
+
+
+def _check_scans(data: bytes) -> None:
+    if (num_scans := jpeg.count_scans(data)) > MAX_SCANS:
+        raise ImageError("too_many_scans", f"{num_scans:,} scans; at most {MAX_SCANS} are decoded")
 
 
 @contextmanager
@@ -276,8 +291,7 @@ def _transform_to_srgb(profile_data: bytes, mode: str) -> ImageCms.ImageCmsTrans
     try:
         profile: Any = ImageCms.getOpenProfile(io.BytesIO(profile_data))
         space = profile.profile.xcolor_space.strip()
-        is_srgb = space == "RGB" and ImageCms.getProfileDescription(profile).startswith("sRGB")
-        if is_srgb or {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != mode:
+        if _is_srgb(profile_data) or {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != mode:
             return None
         return ImageCms.buildTransform(
             profile,
@@ -289,6 +303,21 @@ def _transform_to_srgb(profile_data: bytes, mode: str) -> ImageCms.ImageCmsTrans
         )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
+
+
+def _is_in_srgb(image: Image.Image) -> bool:
+    profile = image.info.get("icc_profile")
+    return image.mode in ("RGB", "L") and (not profile or _is_srgb(profile))
+
+
+@functools.lru_cache(maxsize=32)
+def _is_srgb(profile_data: bytes) -> bool:
+    try:
+        profile: Any = ImageCms.getOpenProfile(io.BytesIO(profile_data))
+        is_rgb = profile.profile.xcolor_space.strip() == "RGB"
+        return is_rgb and ImageCms.getProfileDescription(profile).startswith("sRGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return False
 
 
 def over_white(rgb: Image.Image, alpha: Image.Image | None) -> Image.Image:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nst import jpeg
 from nst.images import (
     ImageError,
     ImageLimits,
@@ -48,6 +49,7 @@ METADATA_KEY = b"nst"
 DECODER_GAP = 2
 # Reads that are under way while one image is worked on; what hides the waiting for an object store.
 NUM_READS_AHEAD = 4
+MAX_BYTES_AHEAD = 64 << 20
 # The code of an input that may be there next time: it is tried again by the next run, unlike the others.
 UNREADABLE = "unreadable"
 
@@ -91,12 +93,18 @@ class PreparedImage:
 
 def prepare_image(data: bytes, settings: ShardSettings, limits: ImageLimits) -> PreparedImage:
     """The bytes of an image file -> an upright sRGB JPEG whose shorter side is at most the settings' size;
-    what is transparent lies on white. Raises ImageError."""
+    what is transparent lies on white. Raises ImageError.
+
+    With `keep_bytes`, a file that is such a JPEG already is stored byte for byte, so that its sha256 remains
+    the file's own. What it says of where and by whom it was taken is stored with it, while a re-encoded image
+    has no metadata. It is decoded all the same: a broken one is no sample.
+    """
     opened = open_image(data, limits=limits, shorter_side=DECODER_GAP * settings.image_size)
     flat = over_white(opened.rgb, opened.alpha)
     image = shrink_shorter_side(flat, settings.image_size, full_size=opened.full_size)
+    is_kept = settings.keep_bytes and image is opened.rgb and opened.is_as_stored and jpeg.is_plain(data)
     return PreparedImage(
-        jpeg=encode_jpeg(image, settings.jpeg_quality),
+        jpeg=data if is_kept else encode_jpeg(image, settings.jpeg_quality),
         width=image.width,
         height=image.height,
         original_width=opened.original_width,
@@ -105,19 +113,24 @@ def prepare_image(data: bytes, settings: ShardSettings, limits: ImageLimits) -> 
     )
 
 
+Prepare = Callable[[bytes, ShardSettings, ImageLimits], PreparedImage]
+
+
 def write_shard(
     plan: ShardPlan,
     read: Callable[[SourceImage], bytes],
     folder: str,
     *,
     limits: ImageLimits = LIMITS,
-    on_image: Callable[[], None] | None = None,
+    prepare: Prepare = prepare_image,
 ) -> ShardRecord:
     """Writes `folder/NAME.tar` and `folder/NAME.parquet` and reads them back.
 
     Images that cannot be taken become failures of the record. `read` may raise FileNotFoundError and
     PermissionError for one image; any other error of it ends the shard, because it speaks of the storage and
-    not of the image.
+    not of the image. `prepare` is `prepare_image` or the same in another process (`nst.isolation`).
+
+    Holds one decoded image, MAX_BYTES_AHEAD of encoded ones and some 2 kB a sample.
     """
     tar_path, index_path = Path(folder, f"{plan.name}.tar"), Path(folder, f"{plan.name}.parquet")
     rows: list[dict[str, Any]] = []
@@ -130,14 +143,12 @@ def write_shard(
             try:
                 if isinstance(data, ImageError):
                     raise data
-                prepared = prepare_image(data, plan.settings, limits)
+                prepared = prepare(data, plan.settings, limits)
             except ImageError as error:
                 failures.append(Failure(source=image.source, reason=error.reason, detail=error.detail))
             else:
                 row = _describe(image, prepared, key=f"{plan.name}-{len(rows):05d}")
                 rows.append(_add_sample(tar, row, prepared))
-            if on_image is not None:
-                on_image()
     sha256 = _checked_back(tar_path, rows)
     metadata = {
         "format_version": FORMAT_VERSION,
@@ -157,11 +168,16 @@ def _read_ahead(
     pending: deque[tuple[SourceImage, Future[bytes | ImageError]]] = deque()
     with ThreadPoolExecutor(NUM_READS_AHEAD, thread_name_prefix="read-ahead") as pool:
         for image in images:
-            pending.append((image, pool.submit(_read_one, image, read, limits)))
-            if len(pending) > NUM_READS_AHEAD:
+            num_bytes_ahead = sum(other.num_bytes for other, _ in pending)
+            while pending and (
+                len(pending) > NUM_READS_AHEAD or num_bytes_ahead + image.num_bytes > MAX_BYTES_AHEAD
+            ):
                 first, result = pending.popleft()
+                num_bytes_ahead -= first.num_bytes
                 yield first, result.result()
-        for first, result in pending:
+            pending.append((image, pool.submit(_read_one, image, read, limits)))
+        while pending:
+            first, result = pending.popleft()
             yield first, result.result()
 
 
@@ -211,22 +227,26 @@ def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # time, user and group stay 0: equal inputs give equal bytes
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+    tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue] - it would keep them all
 
 
 def _checked_back(tar_path: Path, rows: list[dict[str, Any]]) -> str:
     """sha256 of the tar, after every sample was found in it where the index says. Raises OSError if the disk
     did not keep what was written."""
-    with tarfile.open(tar_path) as tar:
-        found = [
-            (member.name, member.offset_data, member.size) for member in tar if member.name.endswith(".jpg")
-        ]
-    if found != [(f"{row['key']}.jpg", row["offset"], row["size"]) for row in rows]:
-        raise OSError(f"{tar_path}: the members read back are not those that were written")
-    with tar_path.open("rb") as file:
+    with tarfile.open(tar_path, "r:") as tar, tar_path.open("rb") as file:
         for row in rows:
+            image, description = tar.next(), tar.next()
+            tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             file.seek(row["offset"])
-            if hashlib.sha256(file.read(row["size"])).hexdigest() != row["sha256"]:
-                raise OSError(f"{tar_path}: {row['key']}.jpg reads back other bytes than were written")
+            if (
+                (image is None or description is None)
+                or (image.name, image.offset_data, image.size)
+                != (f"{row['key']}.jpg", row["offset"], row["size"])
+                or hashlib.sha256(file.read(row["size"])).hexdigest() != row["sha256"]
+            ):
+                raise OSError(f"{tar_path}: {row['key']} does not read back as it was written")
+        if tar.next() is not None:
+            raise OSError(f"{tar_path}: holds more than was written")
         file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()
 

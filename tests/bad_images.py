@@ -86,6 +86,13 @@ def animation(format: str) -> bytes:
     return encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=50)
 
 
+def many_scans(num_more: int) -> bytes:
+    """A progressive JPEG that says its last scan `num_more` times over."""
+    jpeg = encoded(picture(), "JPEG", progressive=True)
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + num_more * last + jpeg[-2:]
+
+
 def good_files() -> dict[str, tuple[bytes, tuple[int, int]]]:
     """path -> (bytes, (width, height) as seen)."""
     image, size = picture(), (64, 48)
@@ -149,6 +156,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "broken/damaged.png": (bytes(damaged), "corrupt"),
         "broken/only_a_header.jpg": (jpeg[:20], "corrupt"),
         "broken/bomb.png": (png_with_header(60_000, 60_000), "too_many_pixels"),
+        "broken/scans.jpg": (many_scans(100), "too_many_scans"),
         "broken/tiny.png": (encoded(picture(1, 1), "PNG"), "too_small"),
         "broken/thin.png": (encoded(picture(400, 4), "PNG"), "too_small"),
         "broken/floats.tif": (encoded(Image.fromarray(np.ones((32, 32), np.float32)), "TIFF"), "unsupported"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.datasets import load_sample_images
 from nst.images import encode_jpeg
 from nst.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from nst.planning import ShardSettings, SourceImage, plan_shards
-from nst.shards import write_shard
+from nst.shards import ShardRecord, write_shard
 
 
 def photographs() -> list[np.ndarray]:
@@ -38,13 +39,26 @@ def make_corpus(folder: Path, role: str, *, side: int = 96, per_label: int = 6) 
         SourceImage(source=source, label=source.split("/")[0], num_bytes=len(data))
         for source, data in images.items()
     ]
-    settings = ShardSettings(role=role, image_size=side)
-    (folder / "shards").mkdir(parents=True)
-    shards, labels = [], {}
-    for plan in plan_shards(sources, settings):
-        record = write_shard(plan, lambda image: images[image.source], str(folder / "shards"))
-        index = folder / "shards" / f"{record.name}.parquet"
-        shards.append(
+    shards = folder / "shards"
+    shards.mkdir(parents=True)
+    records = [
+        write_shard(plan, lambda image: images[image.source], str(shards))
+        for plan in plan_shards(sources, ShardSettings(role=role, image_size=side))
+    ]
+    return corpus_of(records, folder, role=role, image_size=side)
+
+
+def corpus_of(records: list[ShardRecord], folder: Path, *, role: str, image_size: int) -> str:
+    """Makes a corpus of the written shards in `folder/shards`; returns its place."""
+    labels: Counter[str] = Counter()
+    for record in records:
+        labels.update(record.labels)
+    manifest = Manifest(
+        role=role,
+        image_size=image_size,
+        num_samples=labels.total(),
+        labels=dict(sorted(labels.items())),
+        shards=tuple(
             ShardInfo(
                 name=record.name,
                 num_samples=record.num_samples,
@@ -52,19 +66,12 @@ def make_corpus(folder: Path, role: str, *, side: int = 96, per_label: int = 6) 
                 sha256=record.sha256,
                 tar=f"shards/{record.name}.tar",
                 index=f"shards/{record.name}.parquet",
-                index_num_bytes=index.stat().st_size,
+                index_num_bytes=record.index_num_bytes,
                 index_sha256=record.index_sha256,
             )
-        )
-        for label, count in record.labels.items():
-            labels[label] = labels.get(label, 0) + count
-    manifest = Manifest(
-        role=role,
-        image_size=side,
-        num_samples=sum(labels.values()),
-        labels=dict(sorted(labels.items())),
-        shards=tuple(shards),
-        settings=settings.to_dict(),
+            for record in records
+        ),
+        settings=ShardSettings(role=role, image_size=image_size).to_dict(),
         source="tests",
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json())

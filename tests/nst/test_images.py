@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from nst.images import (
     ImageError,
@@ -24,7 +24,7 @@ from nst.images import (
     to_float,
     to_uint8,
 )
-from tests.bad_images import bad_files, encoded, good_files, picture, turned
+from tests.bad_images import bad_files, encoded, good_files, many_scans, picture, turned
 from tests.corpora import photographs
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -140,6 +140,30 @@ def test_resizing_keeps_proportions_and_enlarges_only_when_told() -> None:
     assert resize_shorter_side(photo.transpose(1, 0, 2), 100).shape == (150, 100, 3)
     assert resize_shorter_side(photo, 2000) is photo
     assert resize_shorter_side(photo, 854, enlarge=True).shape == (854, 1280, 3)
+
+
+def test_files_that_hold_the_picture_as_it_is_are_known() -> None:
+    good = {path: open_image(data).is_as_stored for path, (data, _) in good_files().items()}
+    assert not any(good[path] for path in good if path.startswith(("alpha/", "animated/")))
+    assert [path for path in good if path.startswith("turned/") and good[path]] == ["turned/1.jpg"]
+    as_stored = {"colours/gray.jpg", "colours/gray.png", "plain/photo.jpg", "plain/progressive.jpeg"}
+    changed = {"colours/cmyk.jpg", "colours/swapped_profile.jpg", "colours/broken_profile.jpg"}
+    assert {path: good[path] for path in as_stored | changed} == {
+        **dict.fromkeys(as_stored, True),
+        **dict.fromkeys(changed, False),
+    }
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert open_image(encoded(picture(), "JPEG", icc_profile=srgb)).is_as_stored
+    two = encoded(picture(), "MPO", save_all=True, append_images=[picture(seed=1)])
+    assert not open_image(two).is_as_stored
+
+
+def test_a_jpeg_of_many_scans_costs_nothing_and_one_of_a_few_is_taken() -> None:
+    assert decode_image(many_scans(20)).rgb.shape == (48, 64, 3)
+    hostile = many_scans(0).replace(b"\x00\x30\x00\x40", b"\x23\x28\x23\x28", 1)  # 9,000 x 9,000 pixels
+    last = hostile[hostile.rindex(b"\xff\xda") : -2]
+    with pytest.raises(ImageError, match="too_many_scans"):
+        decode_image(hostile[:-2] + 1_000_000 * last)
 
 
 def test_files_are_written_back_faithfully() -> None:

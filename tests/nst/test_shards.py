@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,23 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from webdataset.compat import WebDataset
 
-from nst.images import decode_image
+from nst.corpus import Corpus
+from nst.images import ImageLimits, decode_image, difference_hash
 from nst.planning import ShardPlan, ShardSettings, SourceImage, plan_shards
-from nst.shards import ShardRecord, index_metadata, read_record, write_shard
-from tests.bad_images import bad_files, encoded, good_files, picture
+from nst.shards import (
+    MAX_BYTES_AHEAD,
+    PreparedImage,
+    ShardRecord,
+    index_metadata,
+    prepare_image,
+    read_record,
+    write_shard,
+)
+from tests.bad_images import bad_files, encoded, good_files, picture, turned
+from tests.corpora import corpus_of
 
 SETTINGS = ShardSettings(role="style", image_size=32)
 
@@ -29,9 +41,11 @@ def images_of(files: dict[str, bytes]) -> list[SourceImage]:
     ]
 
 
-def write(files: dict[str, bytes], folder: Path) -> tuple[ShardPlan, ShardRecord]:
+def write(
+    files: dict[str, bytes], folder: Path, settings: ShardSettings = SETTINGS
+) -> tuple[ShardPlan, ShardRecord]:
     folder.mkdir(exist_ok=True)
-    (plan,) = plan_shards(images_of(files), SETTINGS)
+    (plan,) = plan_shards(images_of(files), settings)
     return plan, write_shard(plan, lambda image: files[image.source], str(folder))
 
 
@@ -118,6 +132,81 @@ def test_transparent_pictures_lie_on_white(tmp_path: Path) -> None:
     rgb = decode_image(jpeg).rgb
     assert (rgb[:, -8:] > 245).all()
     assert np.abs(rgb[4, 4].astype(int) - (255, 0, 0)).max() < 10
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], Path]:
+    """Small files of every kind, sharded with `keep_bytes` at a size that some of them fit into."""
+    gps = Image.Exif()
+    gps[0x8825] = {1: "N", 2: (47.0, 22.0, 0.0)}
+    files = {
+        "taken/baseline.jpg": encoded(picture(), "JPEG", quality=60),
+        "taken/comment.jpg": encoded(picture(seed=1), "JPEG", comment=b"a boat", progressive=True),
+        "taken/exif.jpg": encoded(picture(seed=2), "JPEG", exif=gps),
+        "taken/gray.jpg": encoded(picture(seed=3).convert("L"), "JPEG"),
+        "taken/small.jpg": encoded(picture(30, 20), "JPEG"),
+        "taken/upright.jpg": turned(1),
+        "remade/cmyk.jpg": good_files()["colours/cmyk.jpg"][0],
+        "remade/large.jpg": encoded(picture(100, 49), "JPEG"),
+        "remade/more_behind.jpg": encoded(picture(), "JPEG") + b"a film",
+        "remade/png.jpg": encoded(picture(), "PNG"),
+        "remade/profile.jpg": good_files()["colours/swapped_profile.jpg"][0],
+        "remade/turned.jpg": turned(6),
+        "refused/cut.jpg": bad_files()["broken/cut.jpg"][0],
+    }
+    folder = tmp_path_factory.mktemp("kept")
+    write(files, folder, ShardSettings(role="style", image_size=48, keep_bytes=True))
+    return files, folder
+
+
+def test_only_what_needs_no_change_is_kept(kept: tuple[dict[str, bytes], Path]) -> None:
+    files, folder = kept
+    data = (folder / "000000.tar").read_bytes()
+    rows = pq.read_table(folder / "000000.parquet").to_pylist()
+    assert sorted(row["source"] for row in rows) == [path for path in sorted(files) if "refused" not in path]
+    for row in rows:
+        stored = data[row["offset"] : row["offset"] + row["size"]]
+        assert (stored == files[row["source"]]) == row["source"].startswith("taken/"), row["source"]
+        assert row["sha256"] == hashlib.sha256(stored).hexdigest()
+        if stored == files[row["source"]]:
+            assert row["phash"] == difference_hash(decode_image(stored).rgb)
+        assert b"a film" not in stored
+
+
+def test_a_corpus_reads_kept_files_as_they_look(kept: tuple[dict[str, bytes], Path], tmp_path: Path) -> None:
+    files, folder = kept
+    shutil.copytree(folder, tmp_path / "shards")
+    record = read_record("000000", (folder / "000000.parquet").read_bytes())
+    corpus = Corpus.open(corpus_of([record], tmp_path, role="style", image_size=48))
+    for row in range(len(corpus)):
+        sample = corpus.sample(row)
+        seen, wanted = corpus.decode(row), decode_image(files[sample.source]).rgb
+        assert seen.shape == (sample.height, sample.width, 3)
+        if sample.source.startswith("taken/"):
+            assert np.abs(seen.astype(int) - wanted).max() <= 1, sample.source
+
+
+def test_the_images_read_ahead_are_bounded_in_bytes(tmp_path: Path) -> None:
+    """Not a picture each, and as large as all that may be read ahead: never two at once."""
+    num_bytes = MAX_BYTES_AHEAD // 2 + 1
+    under_way: set[str] = set()
+    most = 0
+
+    def read(image: SourceImage) -> bytes:
+        nonlocal most
+        under_way.add(image.source)
+        most = max(most, len(under_way))
+        return bytes(num_bytes)
+
+    def prepare(data: bytes, settings: ShardSettings, limits: ImageLimits) -> PreparedImage:
+        under_way.pop()
+        return prepare_image(data, settings, limits)
+
+    images = [SourceImage(source=str(number), label="", num_bytes=num_bytes) for number in range(4)]
+    (plan,) = plan_shards(images, SETTINGS)
+    record = write_shard(plan, read, str(tmp_path), prepare=prepare)
+    assert len(record.failures) == 4
+    assert most == 1
 
 
 def test_equal_inputs_give_equal_bytes(files: dict[str, bytes], tmp_path: Path) -> None:
