@@ -11,7 +11,7 @@ from nst.planning import FORMAT_VERSION, digest_of
 
 MANIFEST_NAME = "corpus.json"
 FAILURES_NAME = "failures.parquet"
-LEDGER_NAME = "_nst/inputs.parquet"
+LEDGER_PREFIX = "_nst/inputs"
 REMEDY = "delete it and run the `nst shard` that made it again, or fetch it again"
 
 
@@ -62,6 +62,12 @@ class Manifest:
         return digest_of(
             {"version": self.format_version, "role": self.role, "size": self.image_size, "shards": shards}
         )
+
+    @property
+    def ledger(self) -> str | None:
+        """The file that says what became of every input. Its name holds its checksum, so that two runs never
+        write different ones under the same name. None in an adopted corpus."""
+        return next((name for name in self.files if name.startswith(LEDGER_PREFIX)), None)
 
     @property
     def is_adopted(self) -> bool:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import hashlib
 import json
-import os
+import re
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 from webdataset.compat import WebDataset
 
 from infra import cluster, storage
-from nst.corpus import Corpus
+from nst.corpus import Corpus, LocalStorage, Manifest
+from nst.corpus_check import check_corpus
+from pipelines.corpus_inputs import list_inputs
 from pipelines.inspect_corpus import inspect
 from pipelines.shard_corpus import shard
+from tests import corpora
 from tests.bad_images import encoded, make_difficult_images, picture
 from tests.servers import S3Server
 
@@ -98,8 +98,9 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
 
 def test_the_corpus_is_laid_out_as_promised(source: Path, sharded: Path) -> None:
     names = [f"shards/{number:06d}.{suffix}" for number in range(4) for suffix in ("parquet", "tar")]
-    assert sorted(bytes_below(sharded)) == ["_nst/inputs.parquet", "corpus.json", "failures.parquet", *names]
     corpus = Corpus.open(str(sharded))
+    files = [corpus.manifest.ledger, "corpus.json", "failures.parquet", *names]
+    assert sorted(bytes_below(sharded)) == files
     assert corpus.manifest.labels == {"hokusai": 66, "klimt": 66, "monet": 66, "unlabelled": 2}
     assert corpus.manifest.source == str(source)
     samples = [corpus.sample(row) for row in range(len(corpus))]
@@ -153,7 +154,7 @@ def test_an_interrupted_run_is_gone_on_with(source: Path, corpus: Path, sharded:
     (corpus / "shards/000003.tar").unlink()
     before = (corpus / "shards/000002.tar").stat().st_mtime_ns
     result = run(source, corpus)
-    assert "2 of 4 shards are there already" in result.output
+    assert "2 of 4 shards were there already" in result.output
     assert (corpus / "shards/000002.tar").stat().st_mtime_ns == before
     assert bytes_below(corpus) == bytes_below(sharded)
 
@@ -216,6 +217,39 @@ def test_duplicates_are_left_out_and_listed(tmp_path: Path) -> None:
     assert done(folder, tmp_path / "all")["num_samples"] == 9
 
 
+def test_files_that_look_the_same_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    pieces = [Image.fromarray(piece) for some in corpora.pieces(192).values() for piece in some]
+    for number, piece in enumerate(pieces[:4]):
+        write_picture(folder / f"b/{number}.png", piece)
+        write_picture(folder / f"c/{number}.jpg", piece.resize((150, 150), Image.Resampling.LANCZOS))
+    write_picture(folder / "c/same.png", pieces[0])
+    result = done(folder, tmp_path / "corpus", "--dedupe", "near", "--max-failures", 0)
+    assert (result["num_samples"], result["failures"]) == (4, {"duplicate": 1, "near_duplicate": 4})
+    rows = {row["source"]: row for row in pq.read_table(tmp_path / "corpus/failures.parquet").to_pylist()}
+    assert rows["c/same.png"]["detail"] == "has the same bytes as b/0.png"
+    assert re.fullmatch(r"looks like b/2.png: \d of the 64 bits .*", rows["c/2.jpg"]["detail"])
+    assert "nothing new" in run(folder, tmp_path / "corpus", "--dedupe", "near").output
+
+    write_picture(folder / "a/first.jpg", pieces[1].resize((120, 120)))  # sorts before what the corpus has
+    write_picture(folder / "a/new.jpg", pieces[5])
+    result = done(folder, tmp_path / "corpus", "--dedupe", "near")
+    assert (result["num_samples"], result["failures"]) == (5, {"duplicate": 1, "near_duplicate": 5})
+    assert done(folder, tmp_path / "all")["num_samples"] == 11
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def test_dedupe_alone_means_exact_wherever_it_stands(tmp_path: Path) -> None:
+    add_pictures(tmp_path / "source", "a", 2)
+    add_pictures(tmp_path / "source", "b", 2)
+    assert done("--dedupe", tmp_path / "source", tmp_path / "corpus")["num_samples"] == 2
+    assert Corpus.open(str(tmp_path / "corpus")).manifest.settings["dedupe"] == "exact"
+
+
 def test_labels_from_a_table(tmp_path: Path) -> None:
     folder = tmp_path / "source"
     add_pictures(folder, "some", 3)
@@ -226,6 +260,18 @@ def test_labels_from_a_table(tmp_path: Path) -> None:
     done(folder, tmp_path / "corpus", "--labels", table)
     assert Corpus.open(str(tmp_path / "corpus")).manifest.labels == {"Hokusai": 1, "Monet": 1}
     assert failures_of(tmp_path / "corpus") == {"some/002.jpg": "no_label", "some/gone.jpg": "missing"}
+    rows = pq.read_table(tmp_path / "corpus/failures.parquet").to_pylist()
+    assert rows[1]["detail"] == f"is in {table}, but not under SOURCE"
+    columns = {
+        "path": ["some/000.jpg", "some/001.jpg", "some/gone.jpg"],
+        "label": ["Monet", "Hokusai", "Klimt"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
+    done(folder, tmp_path / "parquet", "--labels", tmp_path / "labels.parquet")
+    assert bytes_below(tmp_path / "parquet/shards").keys() == bytes_below(tmp_path / "corpus/shards").keys()
+    assert Corpus.open(str(tmp_path / "parquet")).manifest.digest == (
+        Corpus.open(str(tmp_path / "corpus")).manifest.digest
+    )
     done(folder, tmp_path / "flat", "--labels", "none")
     assert Corpus.open(str(tmp_path / "flat")).manifest.labels == {"unlabelled": 3}
 
@@ -236,6 +282,8 @@ def test_mistakes_are_one_line_and_exit_2(source: Path, corpus: Path, tmp_path: 
     notes.mkdir()
     (notes / "a.txt").write_text("a")
     (tmp_path / "bad.csv").write_text("file,class\n1,2\n")
+    (tmp_path / "two.csv").write_text("path,label\na/1.jpg,y\n./a/1.jpg,x\n")
+    (tmp_path / "bad.parquet").write_text("path,label\n")
     foreign = tmp_path / "foreign/shards"
     foreign.mkdir(parents=True)
     (foreign / "00000.tar").write_bytes(b"\0" * 1024)
@@ -251,6 +299,9 @@ def test_mistakes_are_one_line_and_exit_2(source: Path, corpus: Path, tmp_path: 
         ((source, source / "corpus"), "lies in SOURCE"),
         ((source, out, "--labels", tmp_path / "none.csv"), "no such file"),
         ((source, out, "--labels", tmp_path / "bad.csv"), "file, class"),
+        ((source, out, "--labels", tmp_path / "two.csv"), "a/1.jpg has two labels, x and y"),
+        ((source, out, "--labels", tmp_path / "bad.parquet"), "no Parquet file"),
+        ((source, out, "--labels", tmp_path), "is a folder"),
         ((source, corpus, "--shard-mb", 8), "--shard-mb 256, not 8"),
         ((source, corpus, "--labels", "none"), "--labels dirname, not none"),
         ((source, tmp_path / "foreign"), "nst index"),
@@ -281,13 +332,122 @@ def test_too_many_failures_and_no_success_exit_1(tmp_path: Path) -> None:
 
 
 def test_a_damaged_ledger_or_manifest_is_named(source: Path, corpus: Path, sharded: Path) -> None:
-    ledger = corpus / "_nst/inputs.parquet"
+    ledger = next((corpus / "_nst").iterdir())
     ledger.write_bytes(ledger.read_bytes()[:-1])
     result = run(source, corpus)
     assert result.exit_code == 1
-    assert "_nst/inputs.parquet" in result.stderr
+    assert f"_nst/{ledger.name}" in result.stderr
     (corpus / "corpus.json").unlink()  # the remedy that it names
     done(source, corpus)
+    assert bytes_below(corpus) == bytes_below(sharded)
+
+
+def files_of(manifest: Manifest) -> set[str]:
+    """All that a corpus consists of."""
+    shards = {key for shard in manifest.shards for key in (shard.tar, shard.index)}
+    return shards | set(manifest.files) | {"corpus.json"}
+
+
+def while_listing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """The next run does `act` when it has listed its inputs, before it plans."""
+
+    def list_then_act(*arguments: Any) -> None:
+        monkeypatch.undo()
+        list_inputs(*arguments)
+        act()
+
+    monkeypatch.setattr("pipelines.shard_corpus.list_inputs", list_then_act)
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_of_two_runs_at_once_one_wins_and_the_other_says_so(
+    was_there: bool, source: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = corpus if was_there else tmp_path / "new"
+    more = Path(shutil.copytree(source, tmp_path / "source"))
+    add_pictures(more, "turner", 2, first_seed=900)
+
+    def the_other_run() -> None:
+        add_pictures(more, "aivazovsky", 3, first_seed=950)
+        done(more, place)
+
+    while_listing(monkeypatch, the_other_run)
+    result = run(more, place)
+    assert result.exit_code == 1
+    assert "another run has published" in result.output
+    opened = Corpus.open(str(place))
+    assert opened.manifest.labels["aivazovsky"] == 3
+    assert set(bytes_below(place)) == files_of(opened.manifest)
+    assert [
+        part.key for part in check_corpus(str(place), opened.manifest, LocalStorage()) if part.problems
+    ] == []
+    done(more, place)
+    opened = Corpus.open(str(place))
+    assert len(opened) == 205
+    assert [
+        part.key for part in check_corpus(str(place), opened.manifest, LocalStorage()) if part.problems
+    ] == []
+    again = done(more, place)
+    assert again["num_new_samples"] == 0
+
+
+def test_what_a_dead_run_of_other_inputs_left_is_not_in_the_way(
+    source: Path, corpus: Path, tmp_path: Path
+) -> None:
+    more = Path(shutil.copytree(source, tmp_path / "source"))
+    add_pictures(more, "aivazovsky", 3, first_seed=950)
+    (corpus / "corpus.json").unlink()
+    (corpus / "shards/000002.parquet").unlink()
+    result = done(more, corpus)
+    assert result["digest"] == done(more, tmp_path / "fresh")["digest"]
+    manifest = Corpus.open(str(corpus)).manifest
+    assert set(bytes_below(corpus)) == files_of(manifest)
+    assert [part.key for part in check_corpus(str(corpus), manifest, LocalStorage()) if part.problems] == []
+
+
+def test_a_shard_that_keeps_failing_ends_the_run_and_keeps_the_others(
+    source: Path, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copytree(source, tmp_path / "source"))
+    image = own / "hokusai/100.jpg"  # in the first of four shards
+    data = image.read_bytes()
+    while_listing(monkeypatch, lambda: (image.unlink(), image.mkdir()))
+    result = run(own, tmp_path / "corpus", "--workers", 2)
+    assert result.exit_code == 1
+    assert re.search(r"shard 000000 .* three attempts .*IsADirectory.*hokusai/100.jpg", result.stderr)
+    assert not (tmp_path / "corpus/corpus.json").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "corpus/shards").iterdir()}
+    assert "000001.parquet" in kept  # it was under way when the other failed
+    image.rmdir()
+    image.write_bytes(data)
+    assert "shards were there already" in run(own, tmp_path / "corpus").output
+    assert {name: (tmp_path / "corpus/shards" / name).stat().st_mtime_ns for name in kept} == kept
+    assert bytes_below(tmp_path / "corpus/shards") == bytes_below(sharded / "shards")
+
+
+def test_a_list_of_failures_that_is_lost_is_written_again(source: Path, corpus: Path, sharded: Path) -> None:
+    """As a run leaves it that is killed right behind its corpus.json."""
+    (corpus / "failures.parquet").write_bytes(b"cut")
+    done(source, corpus)
+    assert bytes_below(corpus) == bytes_below(sharded)
+
+
+def test_a_corpus_of_an_earlier_version_grows(source: Path, corpus: Path, sharded: Path) -> None:
+    """Its ledger had another name and no reasons; its settings only said whether to leave out duplicates."""
+    manifest = Corpus.open(str(corpus)).manifest
+    new = corpus / str(manifest.ledger)
+    old = pq.read_table(new).drop_columns(["near_hash", "reason", "detail"])
+    old = old.set_column(4, "sha256", pa.array([""] * len(old)))
+    pq.write_table(old, corpus / "_nst/inputs.parquet")
+    new.unlink()
+    settings = {**manifest.settings, "dedupe": False}
+    del settings["keep_bytes"]
+    digest = hashlib.sha256((corpus / "_nst/inputs.parquet").read_bytes()).hexdigest()
+    files = {"_nst/inputs.parquet": digest, "failures.parquet": manifest.files["failures.parquet"]}
+    (corpus / "corpus.json").write_text(
+        dataclasses.replace(manifest, settings=settings, files=files).to_json()
+    )
+    assert "nothing new" in run(source, corpus).output
     assert bytes_below(corpus) == bytes_below(sharded)
 
 
@@ -319,60 +479,3 @@ def test_a_bucket_gives_the_same_corpus_as_a_folder(
     storage.download_dir(f"{bucket}/corpus/shards", str(tmp_path / "shards"))
     assert bytes_below(tmp_path / "shards") == bytes_below(sharded / "shards")
     cluster.disconnect()
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A folder with a short path (Ray's sockets lie in it) for what a killed program leaves behind."""
-    folder = tempfile.mkdtemp(prefix="nst-killed-", dir="/tmp")
-    yield Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_program_is_gone_on_with(
-    source: Path, sharded: Path, tmp_path: Path, scratch: Path, number: int
-) -> None:
-    corpus = tmp_path / "corpus"
-    command = [sys.executable, "-m", "pipelines.cli", "shard", str(source), str(corpus)]
-    command += ["--role", "style", "--size", "32", "--workers", "1"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"TMPDIR": str(scratch), "RAY_TMPDIR": str(scratch)}
-    process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not list(corpus.rglob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(number)
-        output = process.communicate(timeout=60)[0].decode()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait(30)
-    assert process.returncode in ((-signal.SIGKILL,) if number == signal.SIGKILL else (0, 130)), output
-    if process.returncode == 130:
-        assert "the same command goes on from here" in output
-        assert not list(scratch.glob("nst-shards-*"))
-    _wait_for_the_end_of(scratch)
-    done(source, corpus)
-    assert bytes_below(corpus) == bytes_below(sharded)
-
-
-def _wait_for_the_end_of(scratch: Path) -> None:
-    """Ray's processes end by themselves when their driver is gone."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        lines = [_command_line(process) for process in psutil.process_iter()]
-        if not any(str(scratch) in line for line in lines):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"processes of {scratch} are still there")
-
-
-def _command_line(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-        return " ".join(process.cmdline())
-    return ""
