@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nst.manifest import Manifest, ShardInfo
+from nst.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from nst.verified_files import Storage, is_remote, local_path
 
 
@@ -28,10 +29,13 @@ class PartReport:
 
 
 def check_corpus(uri: str, manifest: Manifest, storage: Storage) -> Iterator[PartReport]:
-    """Reads every file that the manifest names: sizes, checksums, and each sample through its index.
+    """Reads the manifest's own text and every file that it names: sizes, checksums, and each sample through
+    its index.
 
     Damage is reported; what keeps a file from being read (other than its absence) is raised as OSError.
     """
+    text = storage.read_bytes(f"{uri}/{MANIFEST_NAME}")
+    yield PartReport(key=MANIFEST_NAME, num_samples=0, problems=_problems_of_text(text))
     for key, sha256 in manifest.files.items():
         data = _read(uri, key, storage)
         yield PartReport(key=key, num_samples=0, problems=_problems_of_bytes(data, None, sha256))
@@ -43,6 +47,15 @@ def check_corpus(uri: str, manifest: Manifest, storage: Storage) -> Iterator[Par
         yield PartReport(
             key=shard.tar, num_samples=shard.num_samples, problems=_problems_of_tar(uri, shard, rows, storage)
         )
+
+
+def _problems_of_text(text: bytes) -> tuple[str, ...]:
+    """The manifest's checksum is that of its content, which a blank for another leaves as it is."""
+    try:
+        is_as_written = text == (json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n").encode()
+    except ValueError:
+        is_as_written = False
+    return () if is_as_written else ("is altered: it is not as it was written",)
 
 
 def _read(uri: str, key: str, storage: Storage) -> bytes | None:

@@ -23,6 +23,9 @@ from nst.shards import Failure, ShardRecord, index_metadata, read_record
 from pipelines.console import Progress, Stage, StageFailed, say
 from pipelines.shard_tasks import OPTIONS
 
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+DECOMPRESS = "is a compressed tar, of which no sample can be read alone; decompress it"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adopted:
@@ -60,12 +63,12 @@ def index(corpus: str, role: str, workers: int | None, max_failures: int | None)
     """
     started = time.monotonic()
     uri = corpus.rstrip("/")
-    tars = _find_tars(uri)
+    tars, compressed = _find_tars(uri)
     _refuse_own_corpus(uri)
     adopted = _adopt_all(uri, tars, workers)
     if unusable := [f"{found.tar} {found.problem}" for found in adopted if found.problem]:
         raise StageFailed(f"{len(unusable)} of {len(tars)} tars cannot be adopted: {'; '.join(unusable)}")
-    manifest, failures = _manifest(uri, role, adopted)
+    manifest, failures = _manifest(uri, role, adopted, compressed)
     result = {
         "corpus": uri,
         "role": role,
@@ -93,21 +96,20 @@ def index(corpus: str, role: str, workers: int | None, max_failures: int | None)
     return result
 
 
-def _find_tars(uri: str) -> list[str]:
-    """Keys of the tars below CORPUS, in order."""
-    found = [
-        f"shards/{item.key}"
-        for item in storage.list_objects(storage.join(uri, "shards"), suffixes=(".tar",))
-        if "/" not in item.key
-    ]
-    if not found:
-        listed = storage.list_objects(uri, suffixes=(".tar",))
-        found = [item.key for item in listed if "/" not in item.key and item.uri != uri]
-    if not found:
-        raise ValueError(
-            f"{uri} holds no tars, neither itself nor in {uri}/shards; give the folder they are in"
+def _find_tars(uri: str) -> tuple[list[str], list[str]]:
+    """Keys of the tars below CORPUS, and of the compressed ones beside them, in order."""
+    for prefix in ("shards/", ""):
+        listed = storage.list_objects(
+            storage.join(uri, prefix) if prefix else uri, suffixes=(".tar", *COMPRESSED)
         )
-    return found
+        found = [prefix + item.key for item in listed if "/" not in item.key and item.uri != uri]
+        tars = [key for key in found if key.lower().endswith(".tar")]
+        compressed = [key for key in found if key not in tars]
+        if tars:
+            return tars, compressed
+        if compressed:
+            raise ValueError(f"{uri} holds no plain tars: {compressed[0]} {DECOMPRESS}")
+    raise ValueError(f"{uri} holds no tars, neither itself nor in {uri}/shards; give the folder they are in")
 
 
 def _refuse_own_corpus(uri: str) -> None:
@@ -165,11 +167,13 @@ def _read_if_there(uri: str) -> bytes | None:
         return None
 
 
-def _manifest(uri: str, role: str, adopted: list[Adopted]) -> tuple[Manifest, list[Failure]]:
+def _manifest(
+    uri: str, role: str, adopted: list[Adopted], compressed: list[str]
+) -> tuple[Manifest, list[Failure]]:
     shards: list[ShardInfo] = []
     labels: Counter[str] = Counter()
     sides: Counter[int] = Counter()
-    failures: list[Failure] = []
+    failures = [Failure(source=key, reason="unsupported", detail=DECOMPRESS) for key in compressed]
     for found in adopted:
         record = found.record
         assert record is not None, found.tar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nst.corpus import Corpus, read_manifest
 from nst.corpus_check import check_corpus
 from nst.grids import picture_grid
 from nst.images import Pixels, encode_jpeg
-from nst.ledger import decode_failures
+from nst.ledger import count_reasons
 from nst.manifest import FAILURES_NAME, Manifest
 from pipelines.console import Progress, Stage, StageFailed, say
 
@@ -95,10 +96,14 @@ def describe(uri: str, manifest: Manifest) -> dict[str, Any]:
 
 
 def _failures(uri: str, manifest: Manifest) -> Counter[str]:
-    """How many inputs were not taken, by reason; none where the list is gone (--verify names that)."""
-    if not manifest.num_failures or not storage.exists(failures_uri := storage.join(uri, FAILURES_NAME)):
+    """How many inputs were not taken, by reason; none where the list is gone or damaged (--verify says)."""
+    try:
+        data = storage.read_bytes(storage.join(uri, FAILURES_NAME))
+    except FileNotFoundError:
         return Counter()
-    return Counter(failure.reason for failure in decode_failures(storage.read_bytes(failures_uri)))
+    if hashlib.sha256(data).hexdigest() != manifest.files.get(FAILURES_NAME):
+        return Counter()
+    return count_reasons(data)
 
 
 def _verify(uri: str, manifest: Manifest, result: dict[str, Any]) -> None:
@@ -112,10 +117,13 @@ def _verify(uri: str, manifest: Manifest, result: dict[str, Any]) -> None:
             progress.advance(part.num_samples)
     result["damaged"] = damaged
     if damaged:
+        remedy = (
+            "fetch those tars again and run `nst index`"
+            if manifest.is_adopted
+            else "delete them and run the `nst shard` that made the corpus again"
+        )
         raise StageFailed(
-            f"{len(damaged)} parts of {uri} are damaged: {', '.join(damaged)}; delete them and run the "
-            "`nst shard` that made the corpus again",
-            result,
+            f"{len(damaged)} parts of {uri} are damaged: {', '.join(damaged)}; {remedy}", result
         )
     say("verified: every byte is what it was")
 

@@ -1,7 +1,8 @@
-"""Tars of other programs become corpora as they are; what is wrong with them is said."""
+"""Other programs read our tars; theirs become corpora as they are, and what is wrong with them is said."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import subprocess
@@ -11,11 +12,28 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from webdataset.compat import WebDataset
 from webdataset.writer import ShardWriter
 
 from nst.adoption import UnusableTar, adopt_tar
+from nst.corpus import Corpus
 from nst.shards import read_record
 from tests.bad_images import encoded, picture
+from tests.corpora import make_corpus
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> None:
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def failures_of(path: Path) -> dict[str, str]:
+    record = read_record(path.stem, adopt_tar(str(path), path.name).index)
+    assert all(failure.detail for failure in record.failures)
+    return {failure.source.removeprefix(f"{path.name}:"): failure.reason for failure in record.failures}
 
 
 def rows_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -28,6 +46,48 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(make_corpus(tmp_path_factory.mktemp("ours"), "style", side=48, per_label=20))
+
+
+@pytest.mark.parametrize("reader", ["webdataset", "tar", "tarfile"])
+def test_others_read_all_of_ours(ours: Path, tmp_path: Path, reader: str) -> None:
+    corpus = Corpus.open(str(ours))
+    samples = [corpus.sample(row) for row in range(len(corpus))]
+    expected = {sample.key: corpus.read(row) for row, sample in enumerate(samples)}
+    tars = [str(ours / shard.tar) for shard in corpus.manifest.shards]
+    assert (len(expected), len(tars)) == (80, 2)
+    found: dict[str, bytes] = {}
+    descriptions: dict[str, dict[str, Any]] = {}
+    if reader == "webdataset":
+        for sample in WebDataset(tars, shardshuffle=False):
+            found[sample["__key__"]] = sample["jpg"]
+            descriptions[sample["__key__"]] = json.loads(sample["json"])
+    elif reader == "tar":
+        for tar in tars:
+            subprocess.run(["tar", "xf", tar, "-C", tmp_path], check=True, timeout=30)
+        found = {path.stem: path.read_bytes() for path in tmp_path.glob("*.jpg")}
+        descriptions = {path.stem: json.loads(path.read_bytes()) for path in tmp_path.glob("*.json")}
+    else:
+        for path in tars:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    data = tar.extractfile(member)
+                    assert data is not None
+                    key, _, ending = member.name.partition(".")
+                    if ending == "jpg":
+                        found[key] = data.read()
+                    else:
+                        descriptions[key] = json.load(data)
+    assert found == expected
+    assert descriptions.keys() == expected.keys()
+    for sample in samples:
+        described = descriptions[sample.key]
+        assert (described["label"], described["source"]) == (sample.label, sample.source)
+        assert (described["width"], described["height"]) == (sample.width, sample.height)
+
+
 def test_what_shard_writer_writes(tmp_path: Path) -> None:
     with ShardWriter(str(tmp_path / "%06d.tar"), maxcount=100, verbose=0) as writer:
         writer.write({"__key__": "a", "jpg": encoded(picture(), "JPEG"), "cls": 3})
@@ -36,26 +96,6 @@ def test_what_shard_writer_writes(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "000000.tar")
     assert {key: row["label"] for key, row in rows.items()} == {"a": "3", "b/c": "monet", "b/d": "b"}
     assert (rows["b/c"]["width"], rows["b/c"]["height"]) == (40, 60)
-
-
-def test_what_img2dataset_writes(tmp_path: Path) -> None:
-    path = tmp_path / "00000.tar"
-    with tarfile.open(path, "w") as tar:
-        for number in range(3):
-            url = f"http://example.org/{number}.jpg"
-            for ending, data in (
-                ("jpg", encoded(picture(seed=number), "JPEG")),
-                ("txt", b"a caption"),
-                ("json", json.dumps({"key": f"{number:09d}", "url": url, "status": "success"}).encode()),
-            ):
-                member = tarfile.TarInfo(f"{number:09d}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    rows = rows_of(path)
-    assert [row["source"] for row in rows.values()] == [
-        f"http://example.org/{number}.jpg" for number in range(3)
-    ]
-    assert {row["label"] for row in rows.values()} == {"unlabelled"}
 
 
 def test_what_plain_tar_writes_of_a_folder(tmp_path: Path) -> None:
@@ -74,6 +114,80 @@ def test_what_plain_tar_writes_of_a_folder(tmp_path: Path) -> None:
     ]
 
 
+def test_members_of_a_sample_need_not_be_neighbours(tmp_path: Path) -> None:
+    """As `tar` makes of a folder in whatever order; readers of streams split such samples."""
+    path = tmp_path / "x.tar"
+    names = ("b", "a", "c")
+    jpegs = {name: encoded(picture(seed=number), "JPEG") for number, name in enumerate(names)}
+    members = [(f"{name}.cls", f"class {name}\n".encode()) for name in names]
+    members += [(f"{name}.JPG", jpegs[name]) for name in reversed(names)]
+    members += [(f"{name}.json", json.dumps({"source": f"from/{name}"}).encode()) for name in names]
+    write_tar(path, members)
+    rows = rows_of(path)
+    assert {key: (row["label"], row["source"]) for key, row in rows.items()} == {
+        name: (f"class {name}", f"from/{name}") for name in names
+    }
+    data = path.read_bytes()
+    for name, row in rows.items():
+        assert data[row["offset"] : row["offset"] + row["size"]] == jpegs[name]
+
+
+def test_a_key_ends_at_the_first_dot_of_the_name_as_in_webdataset(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    jpeg = encoded(picture(), "JPEG")
+    members = [("v1.0/a.jpg", jpeg), ("v1.0/a.seg.png", b"a mask"), ("v1.0/b.v2.jpg", jpeg)]
+    write_tar(path, members)
+    theirs = {
+        sample["__key__"]: set(sample) - {"__key__", "__url__", "__local_path__"}
+        for sample in WebDataset([str(path)], shardshuffle=False)
+    }
+    assert theirs == {"v1.0/a": {"jpg", "seg.png"}, "v1.0/b": {"v2.jpg"}}
+    assert {key: row["label"] for key, row in rows_of(path).items()} == {"v1.0/a": "v1.0"}
+    assert failures_of(path) == {"v1.0/b": "no_image"}
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_format_of_tar_is_read(tmp_path: Path, format: int) -> None:
+    path = tmp_path / "x.tar"
+    key = "/".join(
+        ["a folder with a long name"] * 8 + ["画 of a boat"]
+    )  # more than the 100 bytes of a header
+    if format == tarfile.USTAR_FORMAT:
+        key = key.encode()[-150:].decode(errors="ignore").lstrip("/")
+    jpeg = encoded(picture(), "JPEG")
+    write_tar(path, [(f"{key}.jpg", jpeg), (f"{key}.cls", b"7")], format)
+    (row,) = rows_of(path).values()
+    assert (row["key"], row["label"]) == (key, "7")
+    assert path.read_bytes()[row["offset"] : row["offset"] + row["size"]] == jpeg
+
+
+def test_names_that_lead_out_or_come_twice_or_are_no_text_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    jpeg = encoded(picture(), "JPEG")
+    names = ["/etc/a.jpg", "../b.jpg", "in/../../c.jpg", "./d.jpg", "e..e/f.jpg", "d/g.jpg", "d/g.jpg"]
+    write_tar(path, [(name, jpeg) for name in names])
+    assert set(rows_of(path)) == {"./d", "e..e/f", "d/g"}
+    expected = {"/etc/a": "unsupported", "../b": "unsupported", "in/../../c": "unsupported"}
+    assert failures_of(path) == expected | {"d/g": "duplicate_name"}
+    with tarfile.open(path, "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as tar:
+        member = tarfile.TarInfo("Überfahrt.jpg")
+        member.size = len(jpeg)
+        tar.addfile(member, io.BytesIO(jpeg))
+    assert rows_of(path) == {}
+    assert failures_of(path) == {"\\udcdcberfahrt": "unsupported"}
+
+
+def test_texts_that_are_no_utf8_and_json_that_is_a_bomb_cost_no_sample(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    jpeg = encoded(picture(), "JPEG")
+    members = [("a.jpg", jpeg), ("a.json", b'{"label": "\\ud800", "source": "\\udfff"}')]
+    members += [("b.jpg", jpeg), ("b.json", b"[" * 200_000), ("b.cls", b"\xff")]
+    write_tar(path, members)
+    rows = rows_of(path)
+    assert {key: row["label"] for key, row in rows.items()} == {"a": "\\ud800", "b": "\ufffd"}
+    assert rows["a"]["source"] == "\\udfff"
+
+
 def test_samples_that_cannot_be_taken_are_failures(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
@@ -87,9 +201,10 @@ def test_samples_that_cannot_be_taken_are_failures(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-        link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
+        for name, kind in (("link", tarfile.SYMTYPE), ("hard", tarfile.LNKTYPE), ("fifo", tarfile.FIFOTYPE)):
+            link = tarfile.TarInfo(f"{name}.jpg")
+            link.type, link.linkname = kind, "good.jpg" if kind == tarfile.LNKTYPE else "/etc/passwd"
+            tar.addfile(link)
     record = read_record("x", adopt_tar(str(path), "shards/x.tar").index)
     assert record.num_samples == 1
     assert {failure.source: failure.reason for failure in record.failures} == {
@@ -97,6 +212,8 @@ def test_samples_that_cannot_be_taken_are_failures(tmp_path: Path) -> None:
         "shards/x.tar:cut": "truncated",
         "shards/x.tar:text": "no_image",
         "shards/x.tar:link": "unsupported",
+        "shards/x.tar:hard": "unsupported",
+        "shards/x.tar:fifo": "unsupported",
     }
 
 
@@ -115,3 +232,25 @@ def test_a_tar_that_is_cut_is_refused_even_between_two_samples(tmp_path: Path) -
     (tmp_path / "text.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(UnusableTar):
         adopt_tar(str(tmp_path / "text.tar"), "text.tar")
+
+
+def test_a_tar_that_ends_too_early_for_tarfile_is_refused(tmp_path: Path) -> None:
+    """A damaged header in the middle, and two tars in one file: tarfile itself gives fewer samples."""
+    path = tmp_path / "x.tar"
+    write_tar(path, [(f"{number}.jpg", encoded(picture(seed=number), "JPEG")) for number in range(4)])
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        header = tar.getmembers()[2].offset
+    for damaged in (
+        whole[: header + 150] + b"\xff" + whole[header + 151 :],
+        whole[:header] + bytes(1024) + whole[header + 1024 :],
+        whole + whole,
+    ):
+        path.write_bytes(damaged)
+        with tarfile.open(path) as tar:
+            assert len(tar.getmembers()) in (2, 4)
+        with pytest.raises(UnusableTar, match="holds more behind byte"):
+            adopt_tar(str(path), "x.tar")
+    path.write_bytes(gzip.compress(whole))
+    with pytest.raises(UnusableTar, match="gzip"):
+        adopt_tar(str(path), "x.tar")

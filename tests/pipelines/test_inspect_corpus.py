@@ -1,27 +1,20 @@
-"""`nst inspect` and `nst index`: a user sees what is there, and every damaged part by name."""
+"""`nst inspect`: a user sees what is there, and every damaged part by name."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from nst.corpus import Corpus, CorpusError
-from nst.images import decode_image
-from pipelines.index_corpus import index
+from nst.corpus import Corpus
 from pipelines.inspect_corpus import inspect
-from tests.bad_images import encoded, picture
 from tests.corpora import make_corpus
 
 
@@ -74,7 +67,7 @@ def test_every_damaged_part_is_named(corpus: Path) -> None:
     shards = corpus / "shards"
     os.truncate(shards / "000000.tar", (shards / "000000.tar").stat().st_size - 10_000)
     with (shards / "000001.tar").open("r+b") as file:
-        file.seek(Corpus.open(str(corpus))._offsets[50] + 400)
+        file.seek(Corpus.open(str(corpus)).place(50)[1] + 400)
         file.write(b"\0\0\0\0")
     (shards / "000001.parquet").unlink()
     result = run(inspect, corpus, "--verify", "--no-contact-sheet")
@@ -87,7 +80,7 @@ def test_every_damaged_part_is_named(corpus: Path) -> None:
 
 
 def test_the_damaged_samples_are_counted(corpus: Path) -> None:
-    place = Corpus.open(str(corpus))._offsets[3]
+    place = Corpus.open(str(corpus)).place(3)[1]
     with (corpus / "shards/000000.tar").open("r+b") as file:
         file.seek(place + 400)
         file.write(b"\0\0\0\0")
@@ -103,69 +96,3 @@ def test_no_corpus_is_the_users_mistake(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "corpus.json" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-
-
-def write_tars(folder: Path) -> None:
-    """Two tars as img2dataset lays them out, with tables of its own beside them."""
-    folder.mkdir(parents=True)
-    pictures = folder.parent / "pictures"
-    for number in range(2):
-        shutil.rmtree(pictures, ignore_errors=True)
-        pictures.mkdir()
-        for key in range(4):
-            name = f"{number:05d}{key:04d}"
-            (pictures / f"{name}.jpg").write_bytes(encoded(picture(64, 48 + 8 * key, seed=key), "JPEG"))
-            (pictures / f"{name}.json").write_text(json.dumps({"url": f"http://example.org/{name}"}))
-        (pictures / "bad.jpg").write_bytes(b"no picture")
-        tar = folder / f"{number:05d}.tar"
-        subprocess.run(
-            ["tar", "cf", tar, "-C", pictures, *sorted(path.name for path in pictures.iterdir())],
-            check=True,
-            timeout=30,
-        )
-        pq.write_table(pa.table({"url": ["http://example.org"]}), folder / f"{number:05d}.parquet")
-
-
-@pytest.mark.usefixtures("ray_here")
-@pytest.mark.parametrize("place", ["shards", "."])
-def test_tars_of_another_program_are_adopted_as_they_are(tmp_path: Path, place: str) -> None:
-    folder = tmp_path / "corpus"
-    write_tars(folder / place)
-    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
-    result = run(index, folder, "--role", "style")
-    assert result.exit_code == 0, result.output
-    assert result_of(result)["num_samples"] == 8
-    assert {path: path.read_bytes() for path in before} == before
-    corpus = Corpus.open(str(folder))
-    assert (corpus.manifest.role, corpus.manifest.image_size) == ("style", 60)
-    for row in range(len(corpus)):
-        assert np.array_equal(corpus.decode(row), decode_image(corpus.read(row)).rgb)
-    assert corpus.sample(0).source == "http://example.org/000000000"
-    failures = pq.read_table(folder / "failures.parquet").to_pylist()
-    assert [(row["source"].split(":")[1], row["reason"]) for row in failures] == [("bad", "not_an_image")] * 2
-    assert run(inspect, folder, "--verify", "--no-contact-sheet").exit_code == 0
-    assert result_of(run(index, folder, "--role", "style"))["digest"] == corpus.manifest.digest
-    tar = next(folder.rglob("*.tar"))
-    tar.write_bytes(tar.read_bytes()[:-512])
-    with pytest.raises(CorpusError, match=tar.name):
-        corpus.read(0 if tar.name == "00000.tar" else 4)
-
-
-@pytest.mark.usefixtures("ray_here")
-def test_a_cut_tar_fails_the_adoption(tmp_path: Path) -> None:
-    write_tars(tmp_path / "corpus")
-    path = tmp_path / "corpus/00001.tar"
-    with tarfile.open(path) as tar:
-        boundary = tar.getmembers()[4].offset
-    os.truncate(path, boundary)
-    result = run(index, tmp_path / "corpus")
-    assert result.exit_code == 1
-    assert "00001.tar" in result.stderr
-    assert not (tmp_path / "corpus/corpus.json").exists()
-
-
-def test_what_cannot_be_indexed_is_the_users_mistake(corpus: Path, tmp_path: Path) -> None:
-    for folder, expected in ((tmp_path / "empty", "no tars"), (corpus, "nst shard")):
-        result = run(index, folder)
-        assert result.exit_code == 2
-        assert expected in result.stderr
