@@ -1,6 +1,7 @@
 """Which classes the batch of a step holds: never one twice, each in proportion to sqrt(n) of its n works.
 
-`ClassPasses` remembers nothing. `AdaptiveClasses` also follows the losses, and so has a memory."""
+`ClassPasses` remembers nothing, nor does `PicturePasses`, for which every picture is a class.
+`AdaptiveClasses` also follows the losses, and so has a memory."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from nst.permutation import mix_bits, permute
 from nst.size_schedule import SizeSchedule, StepShape
+from nst.windowed_order import WindowedOrder
 
 WINDOW = 64
 """Steps that adaptive drawing fixes at once; also how far ahead of training plans can be made."""
@@ -78,7 +80,20 @@ def visits_per_pass(shares: np.ndarray, num_classes: int, resolution: int) -> np
     return visits
 
 
-class ClassPasses:
+class _Forgetful:
+    """What draws without a memory answer."""
+
+    def observe(self, step: int, labels: np.ndarray, losses: np.ndarray) -> None:
+        """Losses change nothing here."""
+
+    def memory(self) -> dict[str, Any]:
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Nothing was remembered."""
+
+
+class ClassPasses(_Forgetful):
     """Rotating shuffled passes. Steps of different size (another P) go through passes of their own.
 
     Args:
@@ -110,14 +125,41 @@ class ClassPasses:
             kept = self._decks[lane] = (turn, Deck.shuffled(self._visits[lane], num_classes, key))
         return kept[1]
 
-    def observe(self, step: int, labels: np.ndarray, losses: np.ndarray) -> None:
-        """Losses change nothing here."""
 
-    def memory(self) -> dict[str, Any]:
-        return {}
+class PicturePasses(_Forgetful):
+    """`ClassPasses` where every class is one picture: all come equally often, so that a pass is arithmetic
+    and nothing grows with their number.
 
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        """Nothing was remembered."""
+    With `order`, a pass walks through the pictures in that order and visits each once: place p of a batch
+    goes through the p-th part of it.
+
+    Args:
+        num_pictures: in all.
+        schedule: P of every step.
+        seed: of the whole training.
+        order: keeps neighbouring batches to few shards; None: a permutation of everything.
+    """
+
+    def __init__(
+        self, num_pictures: int, schedule: SizeSchedule, seed: int, order: WindowedOrder | None = None
+    ) -> None:
+        self._num_pictures, self._num_lanes, self._seed = num_pictures, len(schedule), seed
+        self._order = order
+
+    def draw(self, shape: StepShape) -> Draw:
+        num_visits = RESOLUTION if self._order is None else 1
+        num_batches = num_visits * self._num_pictures // shape.num_classes
+        turn, place = divmod(shape.turn, num_batches)
+        key = turn * self._num_lanes + shape.entry
+        if self._order is None:
+            place = int(permute(np.array([place]), num_batches, mix_bits(self._seed, 2, key))[0])
+        which, visit = np.divmod(place + np.arange(shape.num_classes) * num_batches, num_visits)
+        pass_key = mix_bits(self._seed, 1, key)
+        if self._order is None:
+            pictures = permute(which, self._num_pictures, pass_key)
+        else:
+            pictures = self._order.at(which, pass_key)
+        return Draw(pictures, turn * num_visits + visit, shape.entry)
 
 
 class Window(NamedTuple):

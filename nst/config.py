@@ -31,6 +31,8 @@ class BatchConfig:
         adaptive: how strongly the classes with a high recent loss are drawn more often; 0: not at all.
         accumulate: parts that a rank's batch is worked through in, to save memory; the gradients stay those
             of the whole batch.
+        window_shards: shards at a time that neighbouring steps draw from, for corpora larger than the cache
+            of shards (what then still holds: `nst.sampling.DynamicBatchSampler`); 0: all.
     """
 
     num_classes: int = 8
@@ -41,6 +43,7 @@ class BatchConfig:
     sampling: Literal["dynamic", "random"] = "dynamic"
     adaptive: float = 0.0
     accumulate: int = 1
+    window_shards: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self, "num_classes", "accumulate")
@@ -64,6 +67,9 @@ class BatchConfig:
                 "batch.num_classes or batch.size",
             )
         require(0 < self.min_scale <= 1, f"batch.min_scale must be in (0, 1], not {self.min_scale}")
+        require(
+            self.window_shards >= 0, f"batch.window_shards must be 0 (off) or more, not {self.window_shards}"
+        )
         require(0 <= self.adaptive < math.inf, f"batch.adaptive must be 0 or more, not {self.adaptive}")
         require(
             not (self.adaptive and self.sampling == "random"),
@@ -121,6 +127,9 @@ class TrainConfig:
         seed: of weights, batches and augmentations.
         precision: bf16 means autocast; wavelets, norms and losses stay fp32.
         compile: run the networks through torch.compile; needs a C++ compiler.
+        decode: where JPEGs are decoded: in loader workers (cpu), on a CUDA device (gpu), or there if there is
+            one (auto). The pixels differ by a few grey levels, so that batches follow from the configuration
+            alone only without auto.
         log_every, checkpoint_every, preview_every: in images.
     """
 
@@ -132,6 +141,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = False
+    decode: Literal["cpu", "gpu", "auto"] = "cpu"
     log_every: int = 2_000
     checkpoint_every: int = 50_000
     preview_every: int = 50_000

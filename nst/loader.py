@@ -3,82 +3,91 @@ from (seed, step, place in the global batch), so their number changes nothing.""
 
 from __future__ import annotations
 
+import os
+import weakref
+from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nst.batch import Batch
 from nst.config import BatchConfig
 from nst.corpus import Corpus
-from nst.images import to_float
+from nst.decoding import Crops, decode_crops, load_crops
+from nst.prefetch import ShardPrefetcher
 from nst.sampling import BatchPlan, DynamicBatchSampler, mix_bits
 
 PREFETCH = 2  # batches that each loader worker prepares ahead, where plans allow it
+STEPS_AHEAD = 128  # whose remote shards are fetched, where plans and the cache allow it
 
 
-def random_crop(image: np.ndarray, config: BatchConfig, key: int, size: int | None = None) -> Tensor:
-    """A random square of the image, mirrored half of the time.
+class _Loaded(NamedTuple):
+    """A batch as a worker hands it over."""
 
-    Args:
-        image: uint8 [H, W, 3].
-        key: decides the crop.
-        size: side of the result; None: the batch's.
-
-    Returns:
-        [3, size, size] in [-1, 1].
-    """
-    size = size or config.size
-    draw = np.random.Generator(np.random.Philox(key=key)).random(4)
-    height, width = image.shape[:2]
-    short = min(height, width)
-    # never enlarge more than the image demands
-    smallest = min(short, max(config.min_scale * short, size))
-    side = round(smallest + float(draw[0]) * (short - smallest))
-    top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
-    crop = to_float(image[top : top + side, left : left + side])
-    if side != size:
-        crop = F.interpolate(crop[None], (size, size), mode="bilinear", antialias=True)[0]
-    return crop.flip(2) if draw[3] < 0.5 else crop
+    content: Crops
+    style: Crops
+    labels: Tensor
+    step: int
 
 
-class _Batches(Dataset[Batch]):
-    def __init__(self, content: Corpus, style: Corpus, config: BatchConfig, seed: int, rank: int) -> None:
+class _Batches(Dataset[_Loaded]):
+    def __init__(
+        self, content: Corpus, style: Corpus, config: BatchConfig, seed: int, rank: int, keep_encoded: bool
+    ) -> None:
         self._content, self._style, self._config = content, style, config
-        self._seed, self._rank = seed, rank
+        self._seed, self._rank, self._keep_encoded = seed, rank, keep_encoded
 
-    def __getitem__(self, plan: BatchPlan) -> Batch:
-        return Batch(
-            content=self._images(self._content, plan.content, plan, 1),
-            style=self._images(self._style, plan.style, plan, 2),
+    def __getitem__(self, plan: BatchPlan) -> _Loaded:
+        return _Loaded(
+            content=self._crops(self._content, plan.content, plan, 1),
+            style=self._crops(self._style, plan.style, plan, 2),
             labels=torch.from_numpy(plan.labels),
-            works_per_class=self._config.works_per_class,
             step=plan.step,
         )
 
-    def _images(self, corpus: Corpus, rows: np.ndarray, plan: BatchPlan, domain: int) -> Tensor:
+    def _crops(self, corpus: Corpus, rows: np.ndarray, plan: BatchPlan, domain: int) -> Crops:
         first = self._rank * len(rows)
         keys = [mix_bits(self._seed, domain, plan.step, first + place) for place in range(len(rows))]
-        return torch.stack(
-            [
-                random_crop(corpus.decode(int(row)), self._config, key, plan.size)
-                for row, key in zip(rows, keys, strict=True)
-            ]
-        )
+        return load_crops(corpus, rows, self._config, keys, plan.size, keep_encoded=self._keep_encoded)
 
 
 class _Plans(Sampler[BatchPlan]):
-    def __init__(self, sampler: DynamicBatchSampler, step: int, rank: int, world_size: int) -> None:
+    """This rank's plans from a step on. Those of the next `num_ahead` steps are made already, and what they
+    need of remote corpora is announced."""
+
+    def __init__(
+        self,
+        sampler: DynamicBatchSampler,
+        step: int,
+        rank: int,
+        world_size: int,
+        corpora: tuple[Corpus, Corpus],
+        prefetcher: ShardPrefetcher | None,
+        num_ahead: int,
+    ) -> None:
         self._sampler, self._step, self._rank, self._world_size = sampler, step, rank, world_size
+        self._corpora, self._prefetcher, self._num_ahead = corpora, prefetcher, num_ahead
 
     def __iter__(self) -> Iterator[BatchPlan]:
+        ahead: deque[BatchPlan] = deque()
         step = self._step
         while True:
-            yield self._sampler.plan(step).part(self._rank, self._world_size)
-            step += 1
+            while len(ahead) <= self._num_ahead:
+                plan = self._sampler.plan(step).part(self._rank, self._world_size)
+                if self._prefetcher is not None:
+                    self._prefetcher.want(step, self._remote_shards(plan))
+                ahead.append(plan)
+                step += 1
+            yield ahead.popleft()
+
+    def _remote_shards(self, plan: BatchPlan) -> Iterator[tuple[int, int]]:
+        for place, (corpus, rows) in enumerate(zip(self._corpora, (plan.content, plan.style), strict=True)):
+            if corpus.is_remote:
+                yield from ((place, number) for number in np.unique(corpus.shards_of(rows)).tolist())
 
 
 def load_batches(
@@ -92,17 +101,21 @@ def load_batches(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    device: torch.device | str = "cpu",
+    decode_on_device: bool = False,
 ) -> Iterator[Batch]:
-    """This rank's batches from `step` on, without end.
+    """This rank's batches from `step` on, without end, on `device`. Shards of remote corpora are fetched
+    ahead for as long as somebody holds the iterator.
 
     Args:
         step: the first step; a resumed training gives the step it stopped at.
         num_workers: processes that decode; 0 decodes in this one.
+        decode_on_device: workers only read; JPEGs are decoded on `device`, by this process.
 
     Raises:
         ValueError: more workers than steps that can be planned ahead.
     """
-    prefetch = PREFETCH
+    prefetch, steps_ahead = PREFETCH, STEPS_AHEAD
     if sampler.horizon is not None:
         # Plans are made in this process, where the sampler also learns, but before their step is reached.
         if num_workers > sampler.horizon:
@@ -111,9 +124,16 @@ def load_batches(
                 f"workers: use --loader-workers {sampler.horizon} at most"
             )
         prefetch = min(prefetch, sampler.horizon // max(num_workers, 1))
+        steps_ahead = min(steps_ahead, sampler.horizon - prefetch * num_workers)
+    corpora = (content, style)
+    prefetcher = None
+    if any(corpus.is_remote for corpus in corpora):
+        prefetcher = ShardPrefetcher(corpora, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     loader = DataLoader(
-        _Batches(content, style, config, seed, rank),
-        sampler=_Plans(sampler, step, rank, world_size),
+        _Batches(content, style, config, seed, rank, decode_on_device),
+        sampler=_Plans(
+            sampler, step, rank, world_size, corpora, prefetcher, steps_ahead if prefetcher else 0
+        ),
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
@@ -122,7 +142,30 @@ def load_batches(
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    batches = _on_device(iter(loader), corpora, config, torch.device(device), prefetcher)
+    if prefetcher is not None:
+        weakref.finalize(batches, prefetcher.close)
+    return batches
+
+
+def _on_device(
+    loaded: Iterator[_Loaded],
+    corpora: tuple[Corpus, Corpus],
+    config: BatchConfig,
+    device: torch.device,
+    prefetcher: ShardPrefetcher | None,
+) -> Iterator[Batch]:
+    content, style = corpora
+    for one in loaded:
+        if prefetcher is not None:
+            prefetcher.done(one.step)
+        yield Batch(
+            content=decode_crops(one.content, config, device, content.uri),
+            style=decode_crops(one.style, config, device, style.uri),
+            labels=one.labels.to(device, non_blocking=True),
+            works_per_class=config.works_per_class,
+            step=one.step,
+        )
 
 
 def _one_thread(_worker: int) -> None:

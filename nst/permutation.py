@@ -40,14 +40,14 @@ def permute(positions: np.ndarray, num: int, key: int) -> np.ndarray:
     while outside.any():
         left, right = values[outside] >> np.uint64(half), values[outside] & mask
         for turn_key in keys:
-            left, right = right, left ^ (_scramble(right ^ turn_key) & mask)
+            left, right = right, left ^ (scramble(right ^ turn_key) & mask)
         values[outside] = (left << np.uint64(half)) | right
         outside = values >= np.uint64(num)
     return values.astype(np.int64)
 
 
-def _scramble(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+def scramble(values: np.ndarray) -> np.ndarray:
+    """A hash of each of these uint64 values (the same finaliser)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

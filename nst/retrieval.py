@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 from nst.config import BatchConfig
+from nst.crops import random_crop
 from nst.images import Pixels, to_float
-from nst.loader import random_crop
 from nst.losses import matrix_loss
 from nst.metrics import check_pictures
 from nst.networks.blocks import RunningStandardisation

@@ -15,8 +15,10 @@ from nst.batch import Batch
 from nst.checkpoint import load_checkpoint
 from nst.config import TrainConfig
 from nst.corpus import Corpus
+from nst.crops import random_crop
+from nst.decoding import decodes_on_device
 from nst.distributed import gather, gather_labels, rank, reduce_mean, world_size
-from nst.loader import load_batches, random_crop
+from nst.loader import load_batches
 from nst.objectives.build import build_objective
 from nst.objectives.objective import Objective
 from nst.sampling import DynamicBatchSampler, mix_bits
@@ -104,7 +106,8 @@ def prepare(
     Raises:
         ValueError: the corpora and the configuration do not fit, or the checkpoint is of another training.
     """
-    sampler = DynamicBatchSampler(style.labels, len(content), config.batch, config.seed, world_size())
+    sampler = DynamicBatchSampler.for_corpora(content, style, config.batch, config.seed, world_size())
+    decode_on_device = decodes_on_device(config.decode, torch.device(device))
     objective = build_objective(config, device)
     state = TrainState()
     if checkpoint_dir is not None:
@@ -120,6 +123,8 @@ def prepare(
         rank=rank(),
         world_size=world_size(),
         num_workers=num_loader_workers,
+        device=device,
+        decode_on_device=decode_on_device,
     )
     return Session(config, objective, sampler, batches, state)
 
@@ -143,10 +148,10 @@ class Previews:
     def choose(cls, config: TrainConfig, content: Corpus, style: Corpus) -> Previews:
         """Contents evenly over their corpus; styles of as many labels as there are, up to four."""
         contents = np.linspace(0, len(content) - 1, min(NUM_PREVIEWS, len(content))).astype(int)
-        labels = np.unique(style.labels)
+        labels = np.unique(style.label_runs.labels)
         if len(labels) > 1:
             chosen = labels[np.linspace(0, len(labels) - 1, min(NUM_PREVIEWS, len(labels))).astype(int)]
-            styles = np.array([int(np.flatnonzero(style.labels == label)[0]) for label in chosen])
+            styles = np.array([int(style.rows_of(label)[0]) for label in chosen])
         else:
             styles = np.linspace(0, len(style) - 1, min(NUM_PREVIEWS, len(style))).astype(int)
 

@@ -1,23 +1,16 @@
-"""Files of a corpus as local paths that were checked: size and sha256, once a process and file."""
+"""Files of a corpus, opened and checked: size and sha256, once a process and file."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import tempfile
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote
 
 from nst.manifest import REMEDY, CorpusError
-
-# How long a process waits for another one that fetches the same file, before it fetches it itself.
-SECONDS_TO_WAIT = 900.0
+from nst.shard_cache import ShardCache
 
 
 class Storage(Protocol):
@@ -46,93 +39,99 @@ def local_path(uri: str) -> str:
     return unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
 
 
-def default_cache_dir() -> str:
-    """A folder of this user's in the temporary folder (TMPDIR moves it)."""
-    return str(Path(tempfile.gettempdir(), f"nst-corpora-{os.getuid()}"))
-
-
 class VerifiedFiles:
-    """Gives the files below `uri` as local paths.
+    """Opens the files below `uri` to be read.
 
-    Those of a remote corpus are fetched once into `cache_dir`, for all processes of the machine. A file that
-    changes after it was checked is checked again.
+    Those of a remote corpus are fetched once into `cache`, for all processes of the machine, and again when
+    others needed their room meanwhile. A file that changes after it was checked is checked again.
     """
 
-    def __init__(self, uri: str, storage: Storage, cache_dir: str) -> None:
+    def __init__(self, uri: str, storage: Storage, cache: ShardCache) -> None:
         self.uri = uri.rstrip("/")
         self.storage = storage
-        self.cache_dir = cache_dir
-        self._checked: dict[str, tuple[int, int, int]] = {}
+        self.cache = cache
+        self.is_remote = is_remote(uri)
+        self._folder = local_path(self.uri)
+        self._checked: dict[str, tuple[int, int, int, int]] = {}
         self._lock = threading.Lock()
 
-    def path(self, key: str, *, num_bytes: int, sha256: str) -> str:
-        """The local path of a file with exactly these bytes. Raises CorpusError, naming it, if it is missing,
-        cut or altered; OSError if it cannot be fetched."""
-        if not is_remote(self.uri):
-            path = os.path.join(local_path(self.uri), key)  # noqa: PTH118 - in the way of every single read
-            self._check(path, path, num_bytes, sha256)
-            return path
-        uri = f"{self.uri}/{key}"
-        path = os.path.join(self.cache_dir, sha256[:2], f"{sha256}{Path(key).suffix}")  # noqa: PTH118
-        if self._is_checked(path):
-            return path
-        with _one_at_a_time(path):
+    def open(self, key: str, *, num_bytes: int, sha256: str) -> int:
+        """A descriptor of a file with exactly these bytes, to be closed by the caller.
+
+        Raises:
+            CorpusError: it is missing, cut or altered; the message names it.
+            CacheError: there is no room for it, or no right to write.
+            OSError: it cannot be fetched.
+        """
+        if not self.is_remote:
+            path = os.path.join(self._folder, key)  # noqa: PTH118 - in the way of every single read
             try:
-                self._check(path, uri, num_bytes, sha256)
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except (FileNotFoundError, NotADirectoryError):
+                raise CorpusError(f"{path} is missing; {REMEDY}") from None
+            return self._checked_descriptor(descriptor, path, path, num_bytes, sha256)
+        name = _cached_name(key, sha256)
+        descriptor = self.cache.open(name)
+        if descriptor is not None:
+            try:
+                return self._checked_descriptor(descriptor, name, name, num_bytes, sha256)
             except CorpusError:
-                self._fetch(uri, path)
-                self._check(path, uri, num_bytes, sha256)
-        return path
+                pass  # damaged on this disk
+        return self._fetch(key, num_bytes, sha256)
 
-    def _is_checked(self, path: str) -> bool:
-        known = self._checked.get(path)
-        return known is not None and known == _identity(path)
+    def fetch_ahead(self, key: str, *, num_bytes: int, sha256: str) -> None:
+        """Sees to it that a remote file is here when it is opened; errors as `open`."""
+        if self.is_remote:
+            descriptor = self.cache.open(_cached_name(key, sha256))
+            os.close(self._fetch(key, num_bytes, sha256) if descriptor is None else descriptor)
 
-    def _check(self, path: str, uri: str, num_bytes: int, sha256: str) -> None:
-        if self._is_checked(path):
+    def _fetch(self, key: str, num_bytes: int, sha256: str) -> int:
+        uri, name = f"{self.uri}/{key}", _cached_name(key, sha256)
+        with self.cache.fetching(name, num_bytes) as incoming:
+            descriptor = self.cache.open(name)
+            if descriptor is not None:  # another process was first
+                try:
+                    return self._checked_descriptor(descriptor, name, name, num_bytes, sha256)
+                except CorpusError:
+                    pass
+            with incoming.writing() as path:
+                try:
+                    self.storage.download_file(uri, str(path))
+                except FileNotFoundError:
+                    raise CorpusError(f"{uri} is missing; {REMEDY}") from None
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            os.close(self._checked_descriptor(descriptor, name, uri, num_bytes, sha256))
+            return incoming.publish()
+
+    def _checked_descriptor(
+        self, descriptor: int, known_as: str, shown_as: str, num_bytes: int, sha256: str
+    ) -> int:
+        try:
+            self._check(descriptor, known_as, shown_as, num_bytes, sha256)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _check(self, descriptor: int, known_as: str, shown_as: str, num_bytes: int, sha256: str) -> None:
+        identity = _identity(descriptor)
+        if self._checked.get(known_as) == identity:
             return
         with self._lock:  # threads of one process need not all read it
-            if self._is_checked(path):
+            if self._checked.get(known_as) == identity:
                 return
-            identity = _identity(path)
-            if identity is None:
-                raise CorpusError(f"{uri} is missing; {REMEDY}")
             if identity[0] != num_bytes:
-                raise CorpusError(f"{uri} has {identity[0]:,} bytes instead of {num_bytes:,}; {REMEDY}")
-            with Path(path).open("rb") as file:
+                raise CorpusError(f"{shown_as} has {identity[0]:,} bytes instead of {num_bytes:,}; {REMEDY}")
+            with os.fdopen(os.dup(descriptor), "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise CorpusError(f"{uri} is altered: its checksum does not fit; {REMEDY}")
-            self._checked[path] = identity
-
-    def _fetch(self, uri: str, path: str) -> None:
-        temporary = f"{path}.{os.getpid()}-{threading.get_ident()}"
-        try:
-            self.storage.download_file(uri, temporary)
-            Path(temporary).replace(path)
-        except FileNotFoundError:
-            raise CorpusError(f"{uri} is missing; {REMEDY}") from None
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+                    raise CorpusError(f"{shown_as} is altered: its checksum does not fit; {REMEDY}")
+            self._checked[known_as] = identity
 
 
-def _identity(path: str) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - in the way of every single read
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ino
+def _cached_name(key: str, sha256: str) -> str:
+    return f"{sha256}{Path(key).suffix}"
 
 
-@contextmanager
-def _one_at_a_time(path: str) -> Iterator[None]:
-    """Processes that want the same file wait for the first. The lock ends with the process that holds it."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + SECONDS_TO_WAIT
-    with Path(f"{path}.lock").open("wb") as lock:
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.05)
-        yield
+def _identity(descriptor: int) -> tuple[int, int, int, int]:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev

@@ -15,8 +15,8 @@ from nst.config import TrainConfig, to_dict
 from nst.corpus import Corpus
 from nst.presets import PRESETS, resolve_config
 from nst.sampling import DynamicBatchSampler
-from pipelines.console import Stage, say
-from pipelines.ray_training import Device, Workers, choose_workers, fit, interruptible, publish_checkpoint
+from pipelines.console import Stage, interruptible, say
+from pipelines.ray_training import Device, Workers, choose_workers, fit, publish_checkpoint
 from pipelines.registration import register_checkpoint
 from pipelines.train_worker import WorkerSettings
 
@@ -148,7 +148,7 @@ def train(
         say(f"{training.uri} is finished; another --name trains anew")
         return known["result"]
     # what only the workers would find out, after they have been paid for
-    DynamicBatchSampler(training.style.labels, len(training.content), config.batch, config.seed, num_workers)
+    DynamicBatchSampler.for_corpora(training.content, training.style, config.batch, config.seed, num_workers)
     tracking.require_lasting_store()
     tracking.check()
     storage.check_access(training.uri)

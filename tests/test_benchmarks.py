@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import inference_speed, peers, timing, training_speed
+from benchmarks import inference_speed, peers, sharding_speed, timing, training_speed
 from benchmarks.timing import Contender, Seconds
 from nst.networks.blocks import num_parameters
 from nst.presets import preset
+from tests.corpora import photographs
 
 CPU = torch.device("cpu")
 
@@ -141,3 +145,50 @@ def test_the_stylizing_page_has_every_contender(tmp_path, capsys):
     assert page == (tmp_path / "new" / "figures.md").read_text()
     assert len(json.loads((tmp_path / "new" / "figures.json").read_text())["rows"]) == 2
     assert "| smoke | fp32 |" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def sharding_jobs(tmp_path_factory) -> list[sharding_speed.Job]:
+    """Four small pictures, to be copied and to be re-encoded."""
+    folder = tmp_path_factory.mktemp("sharding")
+    sources = [folder / f"{number}.png" for number in range(2)]
+    for source, pixels in zip(sources, photographs(), strict=True):
+        Image.fromarray(pixels).save(source)
+    pictures = sharding_speed.PictureSet("small", "512 px", 4, (512, 512), (2, 1))
+    pictures.make(sources, folder / "small")
+    return [
+        sharding_speed.Job(task, pictures, folder / "small", folder / "urls.txt", num_cpus=2)
+        for task in sharding_speed.TASKS
+    ]
+
+
+@pytest.mark.parametrize("name", ["bare tarfile loop", "nst write_shard"])
+def test_a_sharding_turn_is_counted_with_all_its_images(name, sharding_jobs):
+    turns = [sharding_speed.take_turn(name, job, sys.executable) for job in sharding_jobs]
+    assert all(turn.wall > 0 and turn.cpu >= sharding_speed.TICK for turn in turns)
+    assert all(turn.start_cpu > 0 and turn.memory > 1e6 for turn in turns)
+
+
+def test_a_contender_that_fails_or_loses_images_is_said(sharding_jobs):
+    with pytest.raises(RuntimeError, match=r"failed: .*KeyError"):
+        sharding_speed.take_turn("nobody", sharding_jobs[0], sys.executable)
+    too_many = dataclasses.replace(sharding_jobs[0].pictures, num=5)
+    job = dataclasses.replace(sharding_jobs[0], pictures=too_many)
+    with pytest.raises(RuntimeError, match="stored 4 of 5"):
+        sharding_speed.take_turn("bare tarfile loop", job, sys.executable)
+
+
+@pytest.mark.parametrize(("cpu", "word"), [(1.1, "**met**"), (2.0, "**NOT met**")])
+def test_the_sharding_page_judges_the_goals(cpu, word, sharding_jobs):
+    def turns(seconds: float) -> list[sharding_speed.Turn]:
+        one = {"start_wall": 1.0, "start_cpu": 1.0, "memory": 1 << 20}
+        return [sharding_speed.Turn(wall=seconds, cpu=seconds, **one)] * 2
+
+    seconds = {"bare tarfile loop": 1.0, "nst write_shard": cpu, "nst shard": cpu, "img2dataset": 1.5}
+    by_name = {name: turns(wall) for name, wall in seconds.items()}
+    every = {sharding_speed.title_of(job): by_name for job in sharding_jobs}
+    facts = timing.machine(CPU) | {"versions": {"ray": "2"}}
+    page = sharding_speed.page(facts, sharding_jobs, every, {"Ray Data write_webdataset": "not wanted"})
+    goals = page[page.index("## Goals") :]
+    assert goals.count(word) == goals.count("met**") == 4
+    assert "Left out: Ray Data write_webdataset: not wanted" in goals

@@ -170,6 +170,27 @@ def test_a_pickled_corpus_is_small_and_insists_on_the_same_corpus(folder: Path) 
         pickle.loads(pickled)  # noqa: S301
 
 
+def read_in_a_child(corpus: Corpus, sender) -> None:
+    sender.send((read_all(corpus), corpus.label_names, corpus.labels.tolist()))
+
+
+@pytest.mark.slow
+def test_a_child_process_shares_what_its_parent_has_read_of_the_indexes(folder: Path) -> None:
+    corpus = Corpus.open(str(folder))
+    expected = read_all(corpus)
+    for index in (folder / "shards").glob("*.parquet"):
+        index.unlink()  # who opens the corpus anew finds none
+    context = torch.multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=read_in_a_child, args=(corpus, sender))
+    child.start()
+    assert receiver.poll(120)
+    assert receiver.recv() == (expected, corpus.label_names, corpus.labels.tolist())
+    child.join(60)
+    assert child.exitcode == 0
+    assert read_all(corpus) == expected
+
+
 class Pictures(Dataset):
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
