@@ -35,6 +35,13 @@ bench-speed: install ## Speed beside pix2pix, CycleGAN, MicroAST and AdaIN (an h
 	$(BIN)/python -m benchmarks.training_speed --rounds 5
 	$(BIN)/python -m benchmarks.inference_speed --rounds 7
 
+bench-corpora: install ## Sharding, loading and planning beside other tools, on PICTURES=folder (an hour)
+	@test -n "$(PICTURES)" || { echo 'bench-corpora: give PICTURES=folder with JPEGs below it'; exit 2; }
+	$(BIN)/python -m benchmarks.sharding_speed --pictures "$(PICTURES)" --rounds 5
+	$(BIN)/python -m benchmarks.loading_speed --pictures "$(PICTURES)" --rounds 5
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.sampler_scale
+
 check: install ## Formatting, lints, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -52,4 +59,4 @@ format: install ## Format the code
 clean: ## Remove the environment and what demo and tests left
 	rm -rf $(VENV) .venv-s3 .nst nst-demo build *.egg-info
 
-.PHONY: help install demo test test-fast test-faults bench-speed check ablation format clean
+.PHONY: help install demo test test-fast test-faults bench-speed bench-corpora check ablation format clean
