@@ -87,6 +87,9 @@ class Stage(click.Command):
             click.echo(f"nst {self.name}: {result['error']}", err=True)
         if ctx.meta.get(JSON_WANTED):
             click.echo(json.dumps({**result, "exit_code": exit_code}, default=str))
+            sys.stdout = (
+                sys.stderr
+            )  # Ray tells of workers that died whenever it likes; this was the last line
         ctx.exit(exit_code)
 
 
