@@ -30,7 +30,7 @@ import torchvision
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.processes import ProcessTree
+from benchmarks.processes import ProcessTree, go_on, wait_for
 from benchmarks.timing import RESULTS, Spread
 
 SIZE, BATCH_SIZE, NUM_WORKERS, SHORTER_SIDE, MIN_SCALE = 256, 32, 2, 288, 0.6
@@ -197,13 +197,13 @@ def take_turn(name: str, folder: Path, num_batches: int) -> Turn:
         too_late = threading.Timer(SECONDS_FOR_A_TURN, process.kill)
         too_late.start()
         try:
-            _wait_for(process, READY)
+            wait_for(process, READY)
             tree.forget_memory()
             ready = tree.usage()
-            _go_on(process)
-            _wait_for(process, DONE)
+            go_on(process)
+            wait_for(process, DONE)
             done = tree.usage()
-            _go_on(process)
+            go_on(process)
         except (EOFError, OSError):
             log.seek(0)
             raise RuntimeError(f"{name} failed: {' | '.join(log.read().splitlines()[-3:])}") from None
@@ -212,18 +212,6 @@ def take_turn(name: str, folder: Path, num_batches: int) -> Turn:
             tree.close()
             process.communicate()
     return Turn(wall=done.wall - ready.wall, cpu=done.cpu - ready.cpu, memory=done.memory)
-
-
-def _wait_for(process: subprocess.Popen[str], state: str) -> None:
-    assert process.stdout is not None
-    if not any(line.strip() == state for line in process.stdout):
-        raise EOFError
-
-
-def _go_on(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
 
 
 # --- the page ----------------------------------------------------------------------------------------

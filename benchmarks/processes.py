@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from dataclasses import dataclass
@@ -78,3 +79,17 @@ class ProcessTree:
                 except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
                     continue
             self._memory = max(self._memory, memory)
+
+
+def wait_for(process: subprocess.Popen[str], state: str) -> None:
+    """Until the process prints this line. Raises EOFError if it ends without."""
+    assert process.stdout is not None
+    if not any(line.strip() == state for line in process.stdout):
+        raise EOFError
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    """Answers a process that waits for a line."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()

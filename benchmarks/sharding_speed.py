@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 from benchmarks import timing
-from benchmarks.processes import ProcessTree
+from benchmarks.processes import ProcessTree, go_on, wait_for
 from benchmarks.sharding_contenders import CONTENDERS, DONE, QUALITY, READY, SIZE, WARM_UP
 from benchmarks.timing import RESULTS, Spread
 
@@ -131,13 +131,13 @@ def take_turn(name: str, job: Job, python: str) -> Turn:
         too_late.start()
         try:
             begun = tree.usage()
-            _wait_for(process, READY)
+            wait_for(process, READY)
             ready = tree.usage()
             tree.forget_memory()
-            _go_on(process)
-            _wait_for(process, DONE)
+            go_on(process)
+            wait_for(process, DONE)
             done = tree.usage()
-            _go_on(process)
+            go_on(process)
             process.wait()
         except (EOFError, OSError):
             log.seek(0)
@@ -156,18 +156,6 @@ def take_turn(name: str, job: Job, python: str) -> Turn:
         cpu=max(done.cpu - ready.cpu, TICK),
         memory=done.memory,
     )
-
-
-def _wait_for(process: subprocess.Popen[str], state: str) -> None:
-    assert process.stdout is not None
-    if not any(line.strip() == state for line in process.stdout):
-        raise EOFError
-
-
-def _go_on(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
 
 
 def count_images(folder: Path) -> int:

@@ -26,6 +26,7 @@ from nst.images import (
     over_white,
     shrink_shorter_side,
 )
+from nst.manifest import ShardInfo
 from nst.planning import FORMAT_VERSION, ShardPlan, ShardSettings, SourceImage
 
 LIMITS = ImageLimits()
@@ -77,6 +78,20 @@ class ShardRecord:
     plan: str
     labels: dict[str, int]
     failures: tuple[Failure, ...] = ()
+
+    def info(self, tar: str = "", index: str = "") -> ShardInfo:
+        """What the manifest says of it; `tar` and `index` are relative to the corpus ("": where ours are)."""
+        return ShardInfo(
+            name=self.name,
+            num_samples=self.num_samples,
+            num_bytes=self.num_bytes,
+            sha256=self.sha256,
+            tar=tar or f"shards/{self.name}.tar",
+            index=index or f"shards/{self.name}.parquet",
+            index_num_bytes=self.index_num_bytes,
+            index_sha256=self.index_sha256,
+            plan=self.plan,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,18 +181,7 @@ def _manifest(
         labels.update(record.labels)
         sides.update(found.shorter_sides)
         if record.num_samples:
-            shards.append(
-                ShardInfo(
-                    name=record.name,
-                    num_samples=record.num_samples,
-                    num_bytes=record.num_bytes,
-                    sha256=record.sha256,
-                    tar=found.tar,
-                    index=found.index,
-                    index_num_bytes=record.index_num_bytes,
-                    index_sha256=record.index_sha256,
-                )
-            )
+            shards.append(record.info(found.tar, found.index))
     manifest = Manifest(
         role=role,
         image_size=int(statistics.median(sides.elements())) if sides else 0,

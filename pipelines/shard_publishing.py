@@ -33,18 +33,7 @@ class PublishedShard:
 
     @property
     def info(self) -> ShardInfo:
-        record = self.record
-        return ShardInfo(
-            name=record.name,
-            num_samples=record.num_samples,
-            num_bytes=record.num_bytes,
-            sha256=record.sha256,
-            tar=f"shards/{self.stem}.tar",
-            index=f"shards/{self.stem}.parquet",
-            index_num_bytes=record.index_num_bytes,
-            index_sha256=record.index_sha256,
-            plan=record.plan,
-        )
+        return self.record.info(f"shards/{self.stem}.tar", f"shards/{self.stem}.parquet")
 
 
 def stems(plan: ShardPlan) -> tuple[str, str]:

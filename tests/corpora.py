@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.datasets import load_sample_images
 
 from nst.images import encode_jpeg
-from nst.manifest import MANIFEST_NAME, Manifest, ShardInfo
+from nst.manifest import MANIFEST_NAME, Manifest
 from nst.planning import ShardSettings, SourceImage, plan_shards
 from nst.shards import ShardRecord, write_shard
 
@@ -58,19 +58,7 @@ def corpus_of(records: list[ShardRecord], folder: Path, *, role: str, image_size
         image_size=image_size,
         num_samples=labels.total(),
         labels=dict(sorted(labels.items())),
-        shards=tuple(
-            ShardInfo(
-                name=record.name,
-                num_samples=record.num_samples,
-                num_bytes=record.num_bytes,
-                sha256=record.sha256,
-                tar=f"shards/{record.name}.tar",
-                index=f"shards/{record.name}.parquet",
-                index_num_bytes=record.index_num_bytes,
-                index_sha256=record.index_sha256,
-            )
-            for record in records
-        ),
+        shards=tuple(record.info() for record in records),
         settings=ShardSettings(role=role, image_size=image_size).to_dict(),
         source="tests",
     )

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from nst.corpus import Corpus
-from nst.manifest import MANIFEST_NAME, Manifest, ShardInfo
+from nst.manifest import MANIFEST_NAME, Manifest
 from nst.planning import ShardSettings, SourceImage, digest_of, plan_shards
-from nst.shards import ShardRecord, write_shard
+from nst.shards import write_shard
 
 IMAGE_SIZE = 144  # px, the shorter side
 SPLIT_FILE = "split.json"
@@ -241,7 +241,7 @@ def _write_corpus(
             failure = record.failures[0]
             raise ValueError(f"{pictures_dir / failure.source} cannot be taken: {failure.detail}")
         labels.update(record.labels)
-        shards.append(_shard_info(record))
+        shards.append(record.info())
     manifest = Manifest(
         role=settings.role,
         image_size=settings.image_size,
@@ -252,17 +252,3 @@ def _write_corpus(
         source=pictures_dir.name,
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
-
-
-def _shard_info(record: ShardRecord) -> ShardInfo:
-    return ShardInfo(
-        name=record.name,
-        num_samples=record.num_samples,
-        num_bytes=record.num_bytes,
-        sha256=record.sha256,
-        tar=f"shards/{record.name}.tar",
-        index=f"shards/{record.name}.parquet",
-        index_num_bytes=record.index_num_bytes,
-        index_sha256=record.index_sha256,
-        plan=record.plan,
-    )
