@@ -114,17 +114,18 @@ def test_hooks_are_called_when_thresholds_are_crossed(corpora, tiny):
 @pytest.mark.slow
 def test_it_learns(corpora, tiny):
     hooks = Recorder()
-    config = override(tiny, {"num_images": "800", "optim.warmup_images": "50"})
-    run(config, corpora, hooks)
+    # a fresh generator keeps most of the light already: what it is to learn must count
+    weights = {"loss.luminance": "8", "loss.final_luminance": "1"}
+    run(override(tiny, {"num_images": "1200", "optim.warmup_images": "50", **weights}), corpora, hooks)
 
     def mean(name, records):
         return sum(metrics[name] for _, metrics in records) / len(records)
 
     first, last = hooks.metrics[:5], hooks.metrics[-5:]
-    assert mean("generator/luminance", last) < 0.8 * mean("generator/luminance", first)  # keeps the content
+    assert mean("generator/luminance", last) < 0.5 * mean("generator/luminance", first)  # keeps the content
     assert mean("generator/reconstruction", last) < 0.6 * mean("generator/reconstruction", first)
     assert mean("generator/matrix", last) < 0.5 * mean("generator/matrix", first)  # in the artist's manner
-    assert mean("encoder/metric", last) < 0.8 * mean("encoder/metric", first)  # tells the artists apart
+    assert mean("encoder/metric", last) < 0.7 * mean("encoder/metric", first)  # tells the artists apart
 
 
 def test_the_checkpoint_is_the_model(corpora, tiny, tmp_path):
@@ -186,6 +187,11 @@ def test_torchrun_and_one_process_train_the_same_model(corpora, tmp_path):
         "model.content_widths=[8,8,8,8]",
         "--set",
         "log_every=8",
+        # steps so small that six of them do not amplify the rounding in which the two differ
+        "--set",
+        "optim.encoder_lr=1e-5",
+        "--set",
+        "optim.generator_lr=1e-5",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone = [sys.executable, "-m", "nst.train", *common, "--out", str(tmp_path / "one")]
@@ -201,9 +207,8 @@ def test_torchrun_and_one_process_train_the_same_model(corpora, tmp_path):
             key = f"network.{part}.{name}"
             moved += float((one[key] - before.detach()).square().sum())
             apart += float((one[key] - two[key]).square().sum())
-        # had the ranks not shared their gradients, the two would be as far apart as they have moved; rounding
-        # alone, which such a training amplifies, was seen to make up 0.14 of it
-        assert apart**0.5 < 0.3 * moved**0.5, (part, apart**0.5, moved**0.5)
+        # had the ranks not shared their gradients, the two would be as far apart as they have moved
+        assert apart**0.5 < 0.05 * moved**0.5, (part, apart**0.5, moved**0.5)
 
 
 def test_standalone_refuses_what_does_not_belong_to_the_training(corpora, tmp_path, capsys):
