@@ -6,21 +6,23 @@ import contextlib
 import json
 import logging
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from infra import tracking
-from infra.outbox import Outbox
+from infra import mlflow_server, tracking
 from infra.tracking import TrackedRun
-from tests.servers import end_session, free_port, wait_until_healthy
+from tests.servers import REPOSITORY, end_session, free_port, wait_until_healthy
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,25 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One SQLite store for the module: making its tables takes seconds."""
     folder = tmp_path_factory.mktemp("a folder with spaces")
     return f"sqlite:///{folder}/mlflow.db"
+
+
+@pytest.fixture
+def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where what is not sent yet is kept, for this process and its children."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A server that refuses at once."""
+    uri = f"http://127.0.0.1:{free_port()}"
+    tracking.client(uri)  # sets what this test changes
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return uri
 
 
 def test_a_run_holds_what_was_logged(store: str, tmp_path: Path) -> None:
@@ -158,7 +179,7 @@ def test_the_default_store_is_quiet_and_leaves_the_folder_clean(tmp_path: Path) 
 
 
 def test_check_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_TO_CHECK", 1.0)
+    monkeypatch.setattr(mlflow_server, "SECONDS_TO_CHECK", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as silent:  # accepts, and never answers
         silent.bind(("127.0.0.1", 0))
@@ -178,45 +199,155 @@ def test_check_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
         tracking.check()
 
 
-def test_an_outbox_keeps_order_and_its_bounds(caplog: pytest.LogCaptureFixture) -> None:
-    is_away = threading.Event()
-    is_away.set()
-    delivered: list[int] = []
-
-    def deliver(kind: str, payloads: list[int]) -> None:
-        if is_away.is_set():
-            raise ConnectionError("away")
-        delivered.extend(payloads)
-
-    outbox = Outbox("there", deliver, str, max_entries=50, max_bytes=1000)
-    with caplog.at_level(logging.WARNING):
-        taken = [outbox.put("number", number, num_bytes=1) for number in range(60)]
-        assert taken == [True] * 50 + [False] * 10
-        assert not outbox.flush(0.1)
-        is_away.clear()
-        assert outbox.flush(10)
-        assert not outbox.put("number", 99, num_bytes=1001)
-        assert outbox.put("number", 50)
-    assert outbox.close(10) == {"number": 11}
-    assert delivered == list(range(51))
-    assert caplog.text.count("records are kept") == 1
-    assert caplog.text.count("buffer is full") == 1
-
-
-def test_what_an_outage_without_end_costs_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    run = TrackedRun.start("lost", run_id="0" * 32, uri=f"http://127.0.0.1:{free_port()}")
+def test_what_an_outage_without_end_costs_is_said(
+    temporary_folder: Path, unreachable: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = TrackedRun.start("away", run_id="0" * 32, uri=unreachable)
     for step in range(7):
         run.log_metrics({"loss": 1.0}, step)
     start = time.monotonic()
-    with caplog.at_level(logging.WARNING):
-        lost = run.finish(timeout_s=1.0)
+    assert run.finish("FAILED", timeout_s=1.0) == {"metrics": 7, "status": 2}
     assert time.monotonic() - start < 5
-    assert lost == {"metrics": 7, "status": 2}
-    assert "not stored: 7 x metrics" in caplog.text
+    assert (
+        "not stored: 7 x metrics, 2 x status; MLflow does not know yet that the run is FAILED" in caplog.text
+    )
+    assert f"Kept in {temporary_folder}" in caplog.text
+    assert [path.name for path in temporary_folder.iterdir()] == [f"nst-tracking-{'0' * 32}"]
+
+
+def test_what_a_run_has_already_is_not_logged_twice(
+    store: str, temporary_folder: Path, tmp_path: Path
+) -> None:
+    """A training that goes on from a checkpoint repeats the steps behind it."""
+    picture = tmp_path / "grid.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    run = TrackedRun.start("repeated", uri=store)
+    for step in range(10):
+        run.log_metrics({"loss": step, **({"rare": step} if step % 4 == 0 else {})}, step)
+        run.log_image(picture, "preview/grid", step) if step % 3 == 0 else None
+    assert run.finish(None) == {}
+    assert tracking.client(store).get_run(run.run_id).info.status == "RUNNING", "None leaves the status alone"
+
+    again = TrackedRun.start("repeated", run_id=run.run_id, uri=store)
+    for step in range(6, 15):
+        again.log_metrics({"loss": 100 + step, **({"rare": step} if step % 4 == 0 else {})}, step)
+        again.log_image(picture, "preview/grid", step) if step % 3 == 0 else None
+    again.log_metrics({"other": 1.0}, 3)
+    again.log_metrics({"other": 2.0}, 3)
+    assert again.finish() == {}
+    client = tracking.client(store)
+    history = client.get_metric_history(run.run_id, "loss")
+    assert [m.step for m in history] == list(range(15))
+    assert [m.value for m in history] == [*range(10), *range(110, 115)]
+    assert [m.step for m in client.get_metric_history(run.run_id, "rare")] == [0, 4, 8, 12]
+    assert len(client.get_metric_history(run.run_id, "other")) == 2, "one start may log a step as it likes"
+    assert image_steps(client, run.run_id) == [0, 3, 6, 9, 12]
+    assert not list(temporary_folder.glob("nst-*")), "nothing is left when all is stored"
+
+
+def image_steps(client: MlflowClient, run_id: str) -> list[int]:
+    names = [Path(file.path).name for file in client.list_artifacts(run_id, "images")]
+    full, small = ([name for name in names if name.endswith(ending)] for ending in (".png", ".webp"))
+    assert len(full) == len(small)
+    return sorted(int(name.split("+")[2]) for name in full)
+
+
+def test_an_image_has_the_name_that_mlflow_gives(store: str, tmp_path: Path) -> None:
+    picture = tmp_path / "grid.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    with TrackedRun.start("images", uri=store) as run:
+        run.log_image(picture, "a b/c", step=3)
+    client = tracking.client(store)
+    with Image.open(picture) as image:
+        client.log_image(run.run_id, image, key="a b/c", step=3)
+    names = [Path(file.path).name for file in client.list_artifacts(run.run_id, "images")]
+    assert len(names) == 4
+    patterns = {re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", re.sub(r"\d{13}", "TIME", name)) for name in names}
+    assert patterns == {
+        "a b~c+step+3+timestamp+TIME+ID.png",
+        "a b~c+step+3+timestamp+TIME+ID+compressed.webp",
+    }
+
+
+def test_a_status_that_cannot_be_sent_is_kept(store: str, temporary_folder: Path, unreachable: str) -> None:
+    run = TrackedRun.start("status", uri=store)
+    run.finish("FINISHED")
+    away = TrackedRun.start("status", run_id=run.run_id, uri=unreachable)
+    assert away.finish("FAILED", timeout_s=0.1) == {"status": 2}
+    client = tracking.client(store)
+    again = TrackedRun.start("status", run_id=run.run_id, uri=store)
+    assert again.flush()
+    assert client.get_run(run.run_id).info.status == "RUNNING", "what was kept does not come last"
+    late = TrackedRun.start("status", run_id=run.run_id, uri=unreachable)
+    assert late.finish("FAILED", timeout_s=0.1) == {"status": 2}
+    assert again.finish(None) == {}
+    assert client.get_run(run.run_id).info.status == "FAILED", "it comes with whoever goes on"
+    assert not list(temporary_folder.glob("nst-*"))
+
+
+def test_what_another_node_kept_comes_late_and_once(store: str, tmp_path: Path, unreachable: str) -> None:
+    """Node A could not send steps 5 to 9 when it died; B went on from 7; now A goes on from 6."""
+    folder_of_a, folder_of_b = tmp_path / "a", tmp_path / "b"
+    picture = tmp_path / "grid.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    run = TrackedRun.start("nodes", uri=store)
+    client = tracking.client(store)
+
+    def log(run: TrackedRun, first: int, end: int) -> None:
+        for step in range(first, end):
+            run.log_metrics({"loss": step}, step)
+            run.log_image(picture, "preview", step) if step % 3 == 0 else None
+
+    log(run, 0, 5)
+    assert run.finish(None) == {}
+    folder_of_a.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder_of_a))
+        on_a = TrackedRun.start("nodes", run_id=run.run_id, uri=unreachable)
+        log(on_a, 5, 10)
+        assert on_a.finish(None, timeout_s=0.1)
+    folder_of_b.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder_of_b))
+        on_b = TrackedRun.start("nodes", run_id=run.run_id, uri=store)
+        log(on_b, 7, 12)
+        assert on_b.finish(None) == {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder_of_a))
+        again = TrackedRun.start("nodes", run_id=run.run_id, uri=store)
+        log(again, 6, 15)
+        assert again.finish() == {}
+    steps = [m.step for m in client.get_metric_history(run.run_id, "loss")]
+    assert steps == list(range(15))
+    assert image_steps(client, run.run_id) == [0, 3, 6, 9, 12]
+    assert not list(folder_of_a.glob("nst-*"))
+
+
+def test_what_a_slow_death_left_is_sent_at_the_end(
+    store: str, temporary_folder: Path, unreachable: str
+) -> None:
+    """The old worker still lived when the new one began, and died before that was finished."""
+    old = TrackedRun.start("slow death", uri=store)
+    old.flush()
+    dying = TrackedRun.start("slow death", run_id=old.run_id, uri=unreachable)
+    new = TrackedRun.start("slow death", run_id=old.run_id, uri=store)
+    dying.log_metrics({"loss": 1.0, "only here": 1.0}, 1)
+    new.log_metrics({"loss": 1.5}, 1)
+    assert new.flush()
+    assert dying.finish(None, timeout_s=0.1)
+    assert new.finish("FINISHED") == {}
+    assert old.finish(None) == {}
+    client = tracking.client(store)
+    assert [m.value for m in client.get_metric_history(old.run_id, "loss")] == [1.5]
+    assert [m.value for m in client.get_metric_history(old.run_id, "only here")] == [1.0]
+    assert client.get_run(old.run_id).info.status == "FINISHED"
+    assert not list(temporary_folder.glob("nst-*"))
 
 
 @contextlib.contextmanager
-def server_on(port: int, folder: Path, *options: str) -> Iterator[str]:
+def server_on(
+    port: int, folder: Path, *options: str, signal_to_end: signal.Signals = signal.SIGTERM
+) -> Iterator[str]:
     """An MLflow server on a port of our choice, so that a second one can take the first one's place."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
@@ -233,9 +364,86 @@ def server_on(port: int, folder: Path, *options: str) -> Iterator[str]:
         end_session(process)
 
 
+LOG_STEPS = """
+import sys
+from infra.tracking import TrackedRun
+
+uri, run_id, picture, begin = *sys.argv[1:4], int(sys.argv[4])
+run = TrackedRun.start("training", run_id=run_id, uri=uri)
+run.log_params({f"start_{begin}": begin})
+for end in map(int, sys.stdin):
+    for step in range(begin, end):
+        run.log_metrics({"loss": step, "rate": -step}, step)
+        if step % 50 == 0:
+            run.log_image(picture, "preview", step)
+    print(end, flush=True)
+    begin = end
+assert run.finish("FINISHED") == {}
+"""
+
+
+class LoggingProcess:
+    """Logs steps from `first` on, as far as it is told."""
+
+    def __init__(self, uri: str, run_id: str, picture: Path, first: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LOG_STEPS, uri, run_id, str(picture), str(first)],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def log_until(self, end: int) -> None:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{end}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == f"{end}\n"
+
+
+@pytest.mark.slow
+def test_server_and_process_are_killed(tmp_path: Path, temporary_folder: Path) -> None:
+    """The server is killed under a process that logs, which is killed in turn during the outage. The next one
+    begins before the server is back, and repeats some steps."""
+    port = free_port()
+    picture = tmp_path / "grid.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    with contextlib.ExitStack() as servers:
+        uri = servers.enter_context(server_on(port, tmp_path, signal_to_end=signal.SIGKILL))
+        run = TrackedRun.start("training", uri=uri)
+        assert run.finish(None) == {}
+        first = LoggingProcess(uri, run.run_id, picture, 0)
+        first.log_until(100)
+        servers.close()
+        first.log_until(200)
+        first.process.kill()
+        assert first.process.wait(30) == -signal.SIGKILL
+        second = LoggingProcess(uri, run.run_id, picture, 150)
+        second.log_until(300)
+        servers.enter_context(server_on(port, tmp_path))
+        second.log_until(400)
+        second.process.communicate(timeout=120)
+        assert second.process.returncode == 0
+
+        client = tracking.client(uri)
+        losses = client.get_metric_history(run.run_id, "loss")
+        assert [m.step for m in losses] == list(range(400)), "every step, once, in order"
+        assert [m.value for m in losses] == list(range(400))
+        assert [m.value for m in client.get_metric_history(run.run_id, "rate")] == [-s for s in range(400)]
+        assert image_steps(client, run.run_id) == list(range(0, 400, 50))
+        stored = client.get_run(run.run_id)
+        assert stored.data.params == {"start_0": "0", "start_150": "150"}
+        assert stored.info.status == "FINISHED"
+    assert not list(temporary_folder.glob("nst-tracking-*"))
+
+
 @pytest.mark.faults
 def test_a_run_survives_its_server(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    temporary_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     port = free_port()
     picture = tmp_path / "grid.png"
@@ -273,3 +481,4 @@ def test_a_run_survives_its_server(
         "once a queue, in one short line"
     )
     assert capsys.readouterr().out == ""
+    assert not list(temporary_folder.glob("nst-tracking-*"))
