@@ -22,9 +22,11 @@ from typing import Any
 
 import grpc
 import ray
-from ray._raylet import Config  # pyright: ignore[reportAttributeAccessIssue] - compiled, without stubs
+from ray._raylet import (  # compiled, without stubs
+    AuthenticationTokenLoader,  # pyright: ignore[reportAttributeAccessIssue]
+    Config,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def connect(*, min_cpus: int = 1, log_to_driver: bool = False) -> ClusterInfo:
     Ray's token authentication is on for a local instance; its token is made in memory and written nowhere.
     Raises ValueError if nothing answers at RAY_ADDRESS within 30 s.
     """
-    if ray.is_initialized() and _local.folder and _info().num_cpus < min_cpus:
+    if ray.is_initialized() and _local.folder and info().num_cpus < min_cpus:
         disconnect()
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -77,7 +79,18 @@ def connect(*, min_cpus: int = 1, log_to_driver: bool = False) -> ClusterInfo:
                 _join(address, options)
             else:
                 _start(max(num_usable_cpus(), min_cpus), options)
-    return _info()
+    return info()
+
+
+def info() -> ClusterInfo:
+    """The joined cluster as it is now."""
+    resources = ray.cluster_resources()
+    return ClusterInfo(
+        num_cpus=int(resources.get("CPU", 0)),
+        num_gpus=int(resources.get("GPU", 0)),
+        num_nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        is_local=_local.folder is not None,
+    )
 
 
 @contextlib.contextmanager
@@ -182,35 +195,12 @@ def run_bounded(
         try:
             result = ray.get(done)
         except RayError as error:
-            failed = failed or (name, _cause(error) if isinstance(error, RayTaskError) else error)
+            failed = failed or (name, cause_of(error) if isinstance(error, RayTaskError) else error)
             continue
         yield result
     if failed is not None:
         name, cause = failed
         raise CallFailed(name, cause) if name_of and not isinstance(cause, ValueError) else cause
-
-
-def on_every_node(
-    function: Callable[..., Any], *arguments: Any, timeout_s: float = 60.0
-) -> dict[str, Any | Exception]:
-    """Calls `function(*arguments)` once on each node, busy or not: address -> result or what it raised."""
-    remote_function = ray.remote(num_cpus=0)(function)
-    calls = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            here = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-            call = remote_function.options(scheduling_strategy=here, max_retries=0).remote(*arguments)
-            calls[node["NodeManagerAddress"]] = call
-    deadline = time.monotonic() + timeout_s
-    answers: dict[str, Any | Exception] = {}
-    for address, call in calls.items():
-        try:
-            answers[address] = ray.get(call, timeout=max(deadline - time.monotonic(), 0.1))
-        except RayTaskError as error:
-            answers[address] = _cause(error)
-        except RayError as error:  # the node died, or gives no answer in time
-            answers[address] = error
-    return answers
 
 
 def _wait_for_one(pending: list[Any]) -> Any:
@@ -220,7 +210,7 @@ def _wait_for_one(pending: list[Any]) -> Any:
         if done:
             return done[0]
         waited = time.monotonic() - started
-        if _info().num_cpus == 0:
+        if info().num_cpus == 0:
             log.warning("the cluster has no CPU yet; waiting for one since %.0f s", waited)
             if waited > SECONDS_WITHOUT_CPU:
                 raise TimeoutError(
@@ -228,7 +218,7 @@ def _wait_for_one(pending: list[Any]) -> Any:
                 )
 
 
-def _cause(error: RayTaskError) -> Exception:
+def cause_of(error: RayTaskError) -> Exception:
     """What the function raised. A ValueError is only a user's mistake if a `raise` of our own said so."""
     cause = error.cause
     if isinstance(cause, ValueError):
@@ -238,16 +228,6 @@ def _cause(error: RayTaskError) -> Exception:
         if not is_ours or not line.startswith("raise "):
             return RuntimeError(f"in a worker: {error}")
     return cause if isinstance(cause, Exception) else error
-
-
-def _info() -> ClusterInfo:
-    resources = ray.cluster_resources()
-    return ClusterInfo(
-        num_cpus=int(resources.get("CPU", 0)),
-        num_gpus=int(resources.get("GPU", 0)),
-        num_nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
-        is_local=_local.folder is not None,
-    )
 
 
 def _start(num_cpus: int, options: dict[str, Any]) -> None:
@@ -307,8 +287,10 @@ def _has_token_in_environment() -> bool:
 
 
 def _take_up_auth_mode() -> None:
-    """Ray reads RAY_AUTH_MODE when it is imported; whoever imported it first did so before we set it."""
+    """Ray reads RAY_AUTH_MODE when it is imported, and keeps the token of the first cluster; whoever did
+    either did so before now."""
     Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, BinaryIO
 
 import boto3.exceptions
@@ -38,6 +39,17 @@ CREDENTIAL_VARIABLES = (
     "AWS_CONFIG_FILE",
 )
 _answered: set[str | None] = set()  # the stores that have answered this process
+_patience: ContextVar[float | None] = ContextVar("patience", default=None)
+
+
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Within it, in this thread, a store in trouble or silent is given up after about `seconds`."""
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
 
 
 def endpoint_url() -> str | None:
@@ -58,19 +70,21 @@ def region_name() -> str:
 def client() -> Any:
     """This process's client: one that was inherited by a fork would share its sockets."""
     chain = hash(tuple(os.environ.get(variable) for variable in CREDENTIAL_VARIABLES))  # not the secrets
-    return _client_of(os.getpid(), endpoint_url(), _region(), chain)
+    return _client_of(os.getpid(), endpoint_url(), _region(), chain, _patience.get())
 
 
 @functools.lru_cache(maxsize=4)
-def _client_of(process_id: int, endpoint: str | None, region: str | None, chain: int) -> Any:
+def _client_of(
+    process_id: int, endpoint: str | None, region: str | None, chain: int, patience_s: float | None
+) -> Any:
     if endpoint is not None and not re.match(r"https?://[^/]", endpoint):
         raise ValueError(f"AWS_ENDPOINT_URL is {endpoint!r}; it looks like http://host:port")
     session = boto3.session.Session()
     style = {"addressing_style": "path"} if endpoint else {}  # other stores rarely have a host a bucket
     config = Config(
-        retries={"mode": "standard", "max_attempts": 2},
-        connect_timeout=10,
-        read_timeout=60,
+        retries={"mode": "standard", "max_attempts": 1 if patience_s else 2},
+        connect_timeout=min(10, patience_s or 10),
+        read_timeout=min(60, patience_s or 60),
         max_pool_connections=32,
         s3=style,
     )
@@ -79,9 +93,11 @@ def _client_of(process_id: int, endpoint: str | None, region: str | None, chain:
 
 
 def patiently(request: Callable[[], Any]) -> Any:
-    """Repeats a request that meets an overloaded, restarting or cut-off store, until SECONDS_OF_PATIENCE are
-    over. A store that never answered this process is not waited for: its address is probably wrong."""
+    """Repeats a request that meets an overloaded, restarting or cut-off store, until SECONDS_OF_PATIENCE (or
+    those of `patience`) are over. A store that never answered this process is not waited for: its address is
+    probably wrong."""
     store, started, pause = endpoint_url(), time.monotonic(), 1.0
+    seconds = _patience.get() or SECONDS_OF_PATIENCE
     while True:
         try:
             answer = request()
@@ -90,7 +106,7 @@ def patiently(request: Callable[[], Any]) -> Any:
         except S3_ERRORS as error:
             if s3_errors.is_an_answer(error):
                 _answered.add(store)
-            is_over = time.monotonic() - started > SECONDS_OF_PATIENCE
+            is_over = time.monotonic() - started > seconds
             if is_over or not s3_errors.is_transient(error, has_answered=store in _answered):
                 raise
             log.info("asking again in %.0f s: %s", pause, error)

@@ -17,8 +17,10 @@ from typing import Any
 import click
 from packaging.requirements import Requirement
 
-from infra import cluster, storage
+from infra import cluster, cluster_nodes, storage
 from pipelines.console import Stage, StageFailed, say
+from pipelines.node_check import NodeReport, one_line, problems_of
+from pipelines.preflight import SECONDS_HERE, look_at_nodes, problems_on
 
 GIB = 1 << 30
 MIN_PYTHON = (3, 11)
@@ -60,7 +62,7 @@ def doctor(storage_uri: str) -> dict[str, Any]:
         try:
             found = list(check())
         except (ValueError, OSError, RuntimeError) as error:
-            found = [Finding(name=name, status="FAILED", detail=_one_line(error), remedy="as it says")]
+            found = [Finding(name=name, status="FAILED", detail=one_line(error), remedy="as it says")]
         for finding in found:
             _show(finding)
         findings += found
@@ -114,7 +116,7 @@ def check_packages() -> Iterator[Finding]:
             remedy = f"reinstall {name}"
             if name.startswith("torch"):
                 remedy = "torch and torchvision must come from the same build: reinstall both in one command"
-            yield Finding(name=name, status="FAILED", detail=_one_line(error), remedy=remedy)
+            yield Finding(name=name, status="FAILED", detail=one_line(error), remedy=remedy)
         else:
             requirement = wanted.get(name)
             if requirement and not requirement.specifier.contains(
@@ -197,7 +199,7 @@ def check_storage(uri: str) -> Iterator[Finding]:
         storage.check_access(uri)
     except OSError as error:
         remedy = "name a place where you may write: --storage URI"
-        yield Finding(name="storage", status="FAILED", detail=_one_line(error), remedy=remedy)
+        yield Finding(name="storage", status="FAILED", detail=one_line(error), remedy=remedy)
     else:
         where = f" at {storage.endpoint_url()}" if storage.is_remote(uri) and storage.endpoint_url() else ""
         yield Finding(name="storage", status="ok", detail=f"{uri}{where}: written, read back, deleted")
@@ -215,7 +217,8 @@ def check_mlflow() -> Iterator[Finding]:
 
 
 def check_ray(storage_uri: str) -> Iterator[Finding]:
-    """Ray starts or RAY_ADDRESS answers, every node has this Python and, for a bucket, reaches it."""
+    """Ray starts or RAY_ADDRESS answers; every node has this code and reaches MLflow and, if it is one, the
+    bucket."""
     info = cluster.connect()
     try:
         where = "on this machine" if info.is_local else f"at {cluster.remote_address()}"
@@ -228,42 +231,28 @@ def check_ray(storage_uri: str) -> Iterator[Finding]:
                 detail="no CPU to run on now",
                 remedy="an autoscaled cluster adds machines on demand; else start a worker node",
             )
-        remote_uri = storage_uri if storage.is_remote(storage_uri) else None
-        for address, answer in cluster.on_every_node(look_at_node, remote_uri).items():
-            yield _of_node(address, answer)
+        is_usable = not problems_of({storage_uri: lambda: storage.check_access(storage_uri)}, SECONDS_HERE)
+        shared_uri = storage_uri if storage.is_remote(storage_uri) and is_usable else None
+        for address, report in look_at_nodes(cluster_nodes.living_nodes(), shared_uri, {}).items():
+            yield _of_node(address, report)
     finally:
         cluster.disconnect()
 
 
-def look_at_node(storage_uri: str | None) -> dict[str, str]:
-    """Runs on a node of the cluster."""
-    if storage_uri:
-        storage.check_access(storage_uri)
-    return {name: metadata.version(name) for name in ("torch", "ray")}
-
-
-def _of_node(address: str, answer: dict[str, str] | Exception) -> Finding:
-    name = f"node {address}"
-    if isinstance(answer, Exception):
-        remedy = "give every node the same packages, credentials and network as this one"
-        return Finding(name=name, status="FAILED", detail=_one_line(answer), remedy=remedy)
-    here = {package: metadata.version(package) for package in answer}
-    detail = ", ".join(f"{package} {version}" for package, version in answer.items())
-    if answer != here:
-        mine = ", ".join(f"{package} {version}" for package, version in here.items())
-        remedy = f"install the same versions everywhere (here: {mine})"
-        return Finding(name=name, status="warning", detail=detail, remedy=remedy)
-    return Finding(name=name, status="ok", detail=detail)
+def _of_node(address: str, report: NodeReport | Exception) -> Finding:
+    if problems := problems_on(report):
+        return Finding(
+            name=f"node {address}", status="FAILED", detail="; ".join(problems), remedy="as it says"
+        )
+    assert isinstance(report, NodeReport)
+    detail = ", ".join(f"{package} {version}" for package, version in report.versions.items())
+    return Finding(name=f"node {address}", status="ok", detail=detail)
 
 
 def _show(finding: Finding) -> None:
     say(f"{finding.status:8} {finding.name}: {finding.detail}")
     if finding.remedy and finding.remedy != "as it says":
         say(f"{'':8} -> {finding.remedy}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import pytest
 import ray
 from ray.exceptions import WorkerCrashedError
 
-from infra import cluster, places
+from infra import cluster, cluster_nodes, places
+from infra.cluster_nodes import Demand
+from pipelines import preflight
 from tests.servers import REPOSITORY, ray_cluster
 
 
@@ -208,8 +210,52 @@ class TestRunBounded:
             list(cluster.run_bounded(stumble, [("ours",)], max_in_flight=1, name_of=lambda kind: kind))
 
 
+def process_id() -> int:
+    return os.getpid()
+
+
+def hang() -> None:
+    time.sleep(60)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+class TestNodes:
+    def test_a_worker_has_its_whole_share_from_one_node(self) -> None:
+        (node,) = cluster_nodes.living_nodes()
+        num_cpus = int(node.total["CPU"])
+        whole = Demand(num_workers=(1, 1), gpus_per_worker=0, cpus_per_worker=1)
+        almost = Demand(num_workers=(1, 1), gpus_per_worker=0, cpus_per_worker=0.99)
+        assert whole.num_that_fit({"CPU": 3.99}) == 3
+        assert almost.num_that_fit({"CPU": 3.99}) == 4  # a job's driver takes the rest
+        assert cluster_nodes.room_for(whole).ever == num_cpus
+        too_large = Demand(num_workers=(1, 1), gpus_per_worker=0, cpus_per_worker=num_cpus + 1)
+        assert cluster_nodes.room_for(too_large).ever == 0
+        assert cluster_nodes.nodes_for(too_large) == []
+        gpus = Demand(num_workers=(1, 1), gpus_per_worker=1, cpus_per_worker=1)
+        assert cluster_nodes.room_for(gpus).ever == 0
+
+    def test_each_node_answers_or_is_said_to_be_silent(self) -> None:
+        (node,) = nodes = cluster_nodes.living_nodes()
+        (answer,) = cluster_nodes.call_on_nodes(nodes, process_id).values()
+        assert answer != os.getpid()
+        answers = cluster_nodes.call_on_nodes(nodes, hang, timeout_s=0.5)
+        assert isinstance(answers[node.address], TimeoutError)
+
+    def test_a_training_here_asks_no_node_and_waits_for_none(self, tmp_path: Path) -> None:
+        one_cpu = Demand(num_workers=(1, 2), gpus_per_worker=0, cpus_per_worker=0.99)
+        started = time.monotonic()
+        preflight.check(str(tmp_path / "run"), corpora={}, demand=one_cpu, wait_for_nodes_s=600)
+        gpus = Demand(num_workers=(2, 2), gpus_per_worker=1, cpus_per_worker=0.99)
+        with pytest.raises(ValueError, match="this machine has room for 0; try other --num-workers or --dev"):
+            preflight.check(str(tmp_path / "run"), corpora={}, demand=gpus, wait_for_nodes_s=600)
+        assert time.monotonic() - started < 10
+        assert list((tmp_path / "run").iterdir()) == []
+
+
 JOIN_PROGRAM = """
-from infra import cluster
+from infra import cluster, cluster_nodes
+from pipelines import preflight
 import ray
 
 @ray.remote
@@ -220,6 +266,8 @@ def where():
 try:
     print(cluster.connect())
     print(sorted(set(cluster.run_bounded(where, [() for _ in range(6)], max_in_flight=4))))
+    reports = preflight.look_at_nodes(cluster_nodes.living_nodes(), None, {})
+    print([(name, report.problems) for name, report in reports.items()])
 except ValueError as error:
     print("refused:", error)
 """
@@ -231,6 +279,7 @@ def test_joining_a_cluster_needs_its_token(tmp_path: Path) -> None:
         joined = run_program(JOIN_PROGRAM, tmp_path / "home", **running.environment)
         assert joined.returncode == 0, joined.stderr
         assert "num_cpus=4, num_gpus=0, num_nodes=3, is_local=False" in joined.stdout
+        assert "('127.0.0.2', {}), ('127.0.0.3', {})" in joined.stdout  # no problem, the driver's own code
         wrong = {**running.environment, "RAY_AUTH_TOKEN": "0" * 64}
         started = time.monotonic()
         refused = run_program(JOIN_PROGRAM, tmp_path / "home", **wrong)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from infra import storage
 from pipelines import doctor
 from tests.servers import REPOSITORY, s3_server
 
@@ -72,9 +73,14 @@ def test_a_bucket_is_tried_from_every_node(tmp_path: Path) -> None:
     with s3_server() as store:
         bucket = store.create_bucket()
         done = run_doctor(tmp_path, "--storage", f"{bucket}/tmp", **store.environment)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in store.environment.items():
+                patch.setenv(name, value)
+            left = list(storage.list_objects(bucket, include_hidden=True))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "written, read back, deleted" in done.stdout
-    assert any(name.startswith("node ") for name in statuses(done))
+    assert [status for name, status in statuses(done).items() if name.startswith("node ")] == ["ok"]
+    assert left == []
     assert store.environment["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
 
 
