@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,28 @@ def test_every_node_demands_the_token_and_the_dashboard_stays_inside(written: di
     assert option(head, "autoscaling-config") == "~/ray_bootstrap_config.yaml"
     assert option(worker, "address") == f"$RAY_HEAD_IP:{option(head, 'port')}"
     assert any(path.endswith(".ray/auth_token") for path in written["file_mounts"])
+
+
+def test_the_spot_agent_runs_beside_ray_once_and_holds_nothing_up(
+    written: dict[str, Any], tmp_path: Path
+) -> None:
+    """The command as it is, with a stand-in for the program that writes down how it was started."""
+    *before, command = written["worker_start_ray_commands"]
+    assert "ray start" in before[-1]  # which makes the folder of the log
+    (tmp_path / "python").write_text('#!/bin/sh\necho $$ "$RAY_AUTH_MODE" "$@"\nexec sleep 30\n')
+    (tmp_path / "python").chmod(0o755)
+    for place in ("/tmp/ray/session_latest/logs", "/tmp/nst-spot-agent.lock"):
+        assert place in command
+        command = command.replace(place, str(tmp_path / Path(place).name))
+    (tmp_path / "logs").mkdir()
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_HEAD_IP": "10.0.0.1"}
+    for _ in range(2):  # the launcher starts Ray again after a change
+        subprocess.run(["bash", "-c", command], env=environment, check=True, timeout=10)
+        time.sleep(0.5)
+    (line,) = (tmp_path / "logs" / "spot_agent.log").read_text().splitlines()
+    process_id, *said = line.split()
+    os.kill(int(process_id), signal.SIGKILL)
+    assert said == ["token", "-m", "infra.spot_agent", "--address=10.0.0.1:6379"]
 
 
 def test_only_gpu_workers_are_spot_and_a_driver_has_somewhere_to_run(written: dict[str, Any]) -> None:
