@@ -1,14 +1,16 @@
-"""Ray Jobs: submit a command to a cluster, follow it by polling, know how it really ended."""
+"""Ray Jobs: submit a command to a cluster, find it again, stop it, know how it really ended."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
-import tempfile
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,16 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from infra import cluster
-from infra.packaging import pack
+from infra import cluster, scratch
+from infra.packaging import commit_of, pack
 
 SECONDS_TO_CONNECT, SECONDS_TO_ANSWER = 5.0, 60.0
-SECONDS_BETWEEN_POLLS = (0.5, 5.0)  # from, to: quick for short jobs, easy on the head for long ones
-SECONDS_TO_RECONNECT = 600.0
-SECONDS_FOR_LAST_LOG = 15.0
-# A fraction is enough to send the driver to a worker node: a head with --num-cpus=0 has none of it.
-DRIVER_CPUS = 0.1
+SECONDS_BETWEEN_LOOKS = 0.5
+# What a verb gets to end in order after `stop`; Ray by itself kills it after 3 s.
+SECONDS_TO_STOP = 45
+# A fraction is enough to send the driver to a worker node: a head with --num-cpus=0 has none of it. And it is
+# small, so that beside it as many workers of almost a CPU have room as the node has CPUs.
+DRIVER_CPUS = 0.01
 SAFE_SETTINGS = (
     "MLFLOW_TRACKING_URI",
     "AWS_ENDPOINT_URL",
@@ -34,28 +37,29 @@ SAFE_SETTINGS = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
 )
-
+# What Ray says of a job that never began, and would not begin the next time either.
+NEVER_BEGAN = {
+    "RUNTIME_ENV_SETUP_FAILURE",
+    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT",
+    "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE",
+}
+PASSWORD = re.compile(r"(?<=://)[^/\s]*@")
 
 UNANSWERED = (requests.RequestException, ConnectionError, RuntimeError)  # all that Ray's client raises
 
 
-class JobsUnreachable(OSError):
-    """The cluster stopped answering for longer than we wait. The job itself may go on."""
-
-
-class JobForgotten(OSError):
-    """The cluster answers, but no longer knows the job."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """`status` is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; times are Unix seconds."""
+    """`status` is PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; times are Unix seconds. `error_type` is
+    Ray's name for what went wrong, `driver_node_id` where the job's log is."""
 
     id: str
     status: str
     entrypoint: str
     message: str
+    error_type: str | None
     driver_exit_code: int | None
+    driver_node_id: str | None
     start_time: float | None
     end_time: float | None
 
@@ -67,16 +71,47 @@ class Job:
     def succeeded(self) -> bool:
         return self.status == JobStatus.SUCCEEDED
 
+    @property
+    def was_lost(self) -> bool:
+        """Whether its command was cut off (its node or its supervisor died, a signal killed it) and so has
+        not ended by itself. One that was stopped is not lost."""
+        if self.status != JobStatus.FAILED:
+            return False
+        if self.driver_exit_code is None:
+            return self.error_type not in NEVER_BEGAN
+        killed_by = -self.driver_exit_code if self.driver_exit_code < 0 else self.driver_exit_code - 128
+        return killed_by > 0 and killed_by != signal.SIGINT
 
-class _Client(JobSubmissionClient):
-    """Ray's own client waits for an answer without end."""
+
+class Client(JobSubmissionClient):
+    """Ray's own client waits for an answer without end, and knows the jobs only."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         timeout = (SECONDS_TO_CONNECT, SECONDS_TO_ANSWER)
         return super()._do_request(method, endpoint, timeout=timeout, **options)
 
+    def read(self, endpoint: str, **parameters: Any) -> requests.Response:
+        """What the head's server says at `endpoint`. Raises RuntimeError if that is an error."""
+        answer = self._do_request("GET", endpoint, params=parameters)
+        if answer.status_code != requests.codes.ok:
+            self._raise_error(answer)
+        return answer
 
-def connect(address: str | None = None) -> JobSubmissionClient:
+    def states(self, kind: str, **wanted: str) -> list[dict[str, Any]]:
+        """What Ray knows of its `actors`, `workers`, `nodes`, … whose fields are as `wanted`."""
+        answer = self.read(
+            f"/api/v0/{kind}",
+            filter_keys=list(wanted),
+            filter_predicates=["="] * len(wanted),
+            filter_values=list(wanted.values()),
+            exclude_driver=False,  # of workers: drivers are what we look for
+            detail=True,
+            limit=1000,
+        )
+        return answer.json()["data"]["result"]["result"]
+
+
+def connect(address: str | None = None) -> Client:
     """A client for the cluster at `address`, RAY_API_SERVER_ADDRESS or an http:// RAY_ADDRESS.
 
     Raises ValueError within 15 s if nothing answers there or our token is refused.
@@ -87,10 +122,10 @@ def connect(address: str | None = None) -> JobSubmissionClient:
         _probe(url)
         # Ray lets the variable win over the argument.
         with cluster.environment(RAY_API_SERVER_ADDRESS=url):
-            return _Client(url)
+            return Client(url)
     except AuthenticationError as error:
         raise ValueError(
-            f"the cluster at {url} does not let us in ({_first_line(error)}); set RAY_AUTH_MODE=token and "
+            f"the cluster at {url} does not let us in ({first_line(error)}); set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN to the cluster's token"
         ) from error
     except (*UNANSWERED, KeyError) as error:  # KeyError: JSON, but not Ray's
@@ -127,51 +162,83 @@ def settings_for_job() -> tuple[dict[str, str], list[str]]:
     A job's environment is shown in the dashboard and in logs, so it gets a short list of settings and no
     secret: credentials belong to the nodes. A tracking URI that is a file of this machine stays here, too.
     """
-    sent, kept = {"PYTHONUNBUFFERED": "1"}, []
+    sent, kept = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(SECONDS_TO_STOP)}, []
     for variable in SAFE_SETTINGS:
         value = os.environ.get(variable, "")
-        if "://" in value and "@" in urlsplit(value).netloc:
+        if PASSWORD.search(value):
             kept.append(variable)
         elif value and (variable != "MLFLOW_TRACKING_URI" or value.startswith(("http://", "https://"))):
             sent[variable] = value
     return sent, kept
 
 
-def submit(
-    client: JobSubmissionClient, command: list[str], *, working_dir: str, name: str
-) -> tuple[Job, bool]:
-    """Starts `command` with the files of `working_dir`; returns (job, whether it was started just now).
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """A command with its settings and files, packed once, so that it can be started again as it was.
 
-    The id follows from the command, its settings and the files. So the same submission finds its running
-    job; after that has ended another one is started, with a number behind its id.
-    Raises ValueError if the files are too many (see `infra.packaging`).
+    `base_id` follows from the command, its settings and the files: the same submission has the same.
     """
+
+    entrypoint: str
+    settings: dict[str, str]
+    metadata: dict[str, str]
+    archive: Path
+    base_id: str
+
+
+@contextlib.contextmanager
+def prepare(command: list[str], *, working_dir: str, name: str) -> Iterator[Submission]:
+    """Packs the files of `working_dir`. Raises ValueError if they are too many (see `infra.packaging`), or if
+    the command has a password in it, which everybody would see who looks at the cluster's jobs."""
+    for argument in command:
+        if PASSWORD.search(argument):
+            raise ValueError(
+                f"{PASSWORD.sub('***@', argument)} has a password in it, which the cluster's dashboard would "
+                "show; leave it out: credentials are in the nodes' own variables (AWS_…, MLFLOW_TRACKING_…)"
+            )
     entrypoint = shlex.join(command)
     settings, _ = settings_for_job()
-    with tempfile.TemporaryDirectory(prefix="nst-job-") as folder:
+    with scratch.folder("nst-job-") as folder:
         archive = Path(folder) / "package.zip"
         code_digest = pack(working_dir, archive)
         identity = json.dumps([entrypoint, settings, code_digest], sort_keys=True)
-        base = f"nst-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-        for submission_id in _numbered(base):
-            existing = find(client, submission_id)
-            if existing is not None:
-                if not existing.has_ended:
-                    return existing, False
-                continue
+        commit = {"NST_COMMIT": found} if (found := commit_of(working_dir)) else {}
+        yield Submission(
+            entrypoint=entrypoint,
+            settings=settings | commit,
+            metadata={"code_digest": code_digest, **commit},
+            archive=archive,
+            base_id=f"nst-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
+        )
+
+
+def submit(client: JobSubmissionClient, submission: Submission) -> tuple[Job, bool]:
+    """Finds the submission's running job or starts one; returns (job, whether it was started just now).
+
+    After a job has ended the next one gets a number behind its id.
+    """
+    for submission_id in _numbered(submission.base_id):
+        existing = find(client, submission_id)
+        if existing is None:
             try:
                 client.submit_job(
-                    entrypoint=entrypoint,
+                    entrypoint=submission.entrypoint,
                     submission_id=submission_id,
-                    runtime_env={"working_dir": str(archive), "env_vars": settings},
-                    metadata={"code_digest": code_digest},
+                    runtime_env={
+                        "working_dir": str(submission.archive),
+                        "env_vars": submission.settings,
+                    },
+                    metadata=dict(submission.metadata),
                     entrypoint_num_cpus=DRIVER_CPUS,
                 )
             except RuntimeError as error:
                 if "already exists" not in str(error):
                     raise
                 # Somebody submitted the same at this moment: theirs is the job.
+                return get(client, submission_id), False
             return get(client, submission_id), True
+        if not existing.has_ended:
+            return existing, False
     raise AssertionError("unreachable")
 
 
@@ -210,7 +277,7 @@ def list_jobs(client: JobSubmissionClient) -> list[Job]:
     return sorted(jobs, key=lambda job: job.start_time or 0.0, reverse=True)
 
 
-def stop(client: JobSubmissionClient, job_id: str, *, timeout_s: float = 60.0) -> Job:
+def stop(client: JobSubmissionClient, job_id: str, *, timeout_s: float = SECONDS_TO_STOP + 15.0) -> Job:
     """Asks the job to end and waits until it has. Raises TimeoutError if it has not after `timeout_s`."""
     get(client, job_id)
     client.stop_job(job_id)
@@ -218,59 +285,12 @@ def stop(client: JobSubmissionClient, job_id: str, *, timeout_s: float = 60.0) -
     while not (job := get(client, job_id)).has_ended:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{job_id} is still {job.status} after {timeout_s:.0f} s")
-        time.sleep(SECONDS_BETWEEN_POLLS[0])
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     return job
 
 
-def log_of(client: JobSubmissionClient, job_id: str) -> str:
-    """All that the job has printed so far."""
-    get(client, job_id)
-    return client.get_job_logs(job_id)
-
-
-def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], None]) -> Job:
-    """Hands new log text to `write` until the job has ended, and returns how it ended.
-
-    Polls, because a stream of logs may end while the job goes on. A cluster that does not answer is asked
-    again for ten minutes; then JobsUnreachable.
-    """
-    job = get(client, job_id)
-    num_written, has_log = 0, True
-    delay, slowest = SECONDS_BETWEEN_POLLS
-    last_answer = time.monotonic()
-    while True:
-        try:
-            job = find(client, job_id)  # before the log, so that the log of an ended job is complete
-            if job is None:
-                raise JobForgotten(f"the cluster forgot {job_id}: its head was restarted; submit it again")
-            has_log = False
-            text = client.get_job_logs(job_id)
-            has_log = True
-        except UNANSWERED as error:
-            silent = time.monotonic() - last_answer
-            if job is not None and job.has_ended and not has_log and silent > SECONDS_FOR_LAST_LOG:
-                write(f"[the rest of the log went with its node: {_first_line(error)}]\n")
-                return job
-            if silent > SECONDS_TO_RECONNECT:
-                raise JobsUnreachable(
-                    f"{client.get_address()} has not answered for {silent / 60:.0f} minutes "
-                    f"({_first_line(error)}); the job may go on: `nst logs {job_id}`"
-                ) from error
-            write(f"[no answer from the cluster for {silent:.0f} s, trying again: {_first_line(error)}]\n")
-            delay = min(2 * delay, 30.0)
-            time.sleep(delay)
-            continue
-        last_answer = time.monotonic()
-        if len(text) > num_written:
-            write(text[num_written:])
-            num_written = len(text)
-        if job.has_ended:
-            return job
-        delay = min(1.3 * delay, slowest)
-        time.sleep(delay)
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What is worth a line of what Ray's client raises."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -280,7 +300,9 @@ def _job(details: JobDetails) -> Job:
         status=str(details.status.value),
         entrypoint=details.entrypoint,
         message=(details.message or "").strip(),
+        error_type=details.error_type,
         driver_exit_code=details.driver_exit_code,
+        driver_node_id=details.driver_node_id,
         start_time=details.start_time / 1000 if details.start_time else None,
         end_time=details.end_time / 1000 if details.end_time else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ LEFT_OUT = (
 # A folder with one of these is a corpus, a training, a stylized bucket or a tracking store.
 DATA = ("corpus.json", "run.json", "_nst", "mlflow.db")
 SECRETS = ("*.pem", "*.key", "credentials", "auth_token")
+SECONDS_FOR_GIT = 10
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 
 
@@ -77,3 +79,15 @@ def pack(working_dir: str, archive: Path) -> str:
             entry.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16
             package.writestr(entry, data, zipfile.ZIP_DEFLATED)
     return digest.hexdigest()
+
+
+def commit_of(working_dir: str) -> str | None:
+    """The commit (`-dirty` behind it if files differ) of the code that travels; None if git knows of none."""
+    has_ours = all((Path(working_dir) / package / "__init__.py").is_file() for package in OUR_PACKAGES)
+    root = working_dir if has_ours else str(REPOSITORY)
+    command = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_FOR_GIT, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -26,6 +26,7 @@ JSON_WANTED = "nst_json"
 EXIT_FAILED = 1
 EXIT_USER_MISTAKE = 2
 EXIT_GATE_REFUSED = 3
+EXIT_INTERRUPTED = 130
 
 
 class StageFailed(Exception):
@@ -75,7 +76,7 @@ class Stage(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            result, exit_code = {"error": "interrupted; the same command goes on from here"}, 130
+            result, exit_code = {"error": "interrupted; the same command goes on from here"}, EXIT_INTERRUPTED
         except Exception as error:  # noqa: BLE001 - the edge of the program: everything gets an exit code
             exit_code = _exit_code_of(error)
             if exit_code == EXIT_FAILED or os.environ.get("NST_DEBUG"):

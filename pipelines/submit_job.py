@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
+from infra import job_logs, job_recovery
 from infra import jobs as ray_jobs
 from pipelines.cli import VERBS
-from pipelines.console import EXIT_GATE_REFUSED, EXIT_USER_MISTAKE, Stage, StageFailed, say
+from pipelines.console import EXIT_GATE_REFUSED, EXIT_INTERRUPTED, EXIT_USER_MISTAKE, Stage, StageFailed, say
 
 address_option = click.option(
     "--address", metavar="URL", help="The cluster's jobs server, http://HEAD:8265. [RAY_API_SERVER_ADDRESS]"
@@ -28,13 +29,24 @@ address_option = click.option(
     help="Its files travel with the job (64 MiB at most; not hidden files, environments, caches, data).",
 )
 @click.option("--follow/--no-follow", default=True, help="Print the job's log until it ends.")
+@click.option(
+    "--resubmit",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Times that a followed job is submitted again after the cluster lost its driver.",
+)
 @click.argument("verb", nargs=-1, required=True, type=click.UNPROCESSED)
-def submit(address: str | None, working_dir: str, follow: bool, verb: tuple[str, ...]) -> dict[str, Any]:
+def submit(
+    address: str | None, working_dir: str, follow: bool, resubmit: int, verb: tuple[str, ...]
+) -> dict[str, Any]:
     """Run a verb as a job on a Ray cluster: `nst submit -- VERB …`.
 
     The job's id follows from the command and the code. The same command again follows the running job;
-    after its end it starts another, and the verb does only what is left to do. Ends as the verb ended. Ctrl-C
-    leaves the job running. Credentials are never sent: the cluster's nodes have their own.
+    after its end it starts another, and the verb does only what is left to do. Ends as the verb ended. A job
+    whose driver dies with its node is submitted again for as long as it is followed; one that ended by itself
+    is not. Ctrl-C leaves the job running. Credentials are never sent: the cluster's nodes have their own.
 
     \b
     Examples:
@@ -44,16 +56,20 @@ def submit(address: str | None, working_dir: str, follow: bool, verb: tuple[str,
     """
     if verb[0] not in VERBS:
         raise ValueError(f"there is no verb {verb[0]!r}; the verbs are {', '.join(VERBS)}")
-    client = ray_jobs.connect(address)
-    sent, kept = ray_jobs.settings_for_job()
-    names = ", ".join(name for name in sent if name in ray_jobs.SAFE_SETTINGS)
-    say(f"settings that go along: {names or 'none'}; credentials stay here, the nodes use their own")
-    for name in kept:
-        say(f"{name} holds a password and stays here: set it on the cluster's nodes")
     command = ["python", "-m", "pipelines.cli", *verb]
-    job, is_new = ray_jobs.submit(client, command, working_dir=working_dir, name=verb[0])
-    say(f"{job.id} {'submitted' if is_new else 'is running already'}; nst logs {job.id} shows its log")
-    return _follow(client, job.id) if follow else _result(job)
+    with ray_jobs.prepare(command, working_dir=working_dir, name=verb[0]) as submission:
+        client = ray_jobs.connect(address)
+        sent, kept = ray_jobs.settings_for_job()
+        names = ", ".join(name for name in sent if name in ray_jobs.SAFE_SETTINGS)
+        say(f"settings that go along: {names or 'none'}; credentials stay here, the nodes use their own")
+        for name in kept:
+            say(f"{name} holds a password and stays here: set it on the cluster's nodes")
+        job, is_new = ray_jobs.submit(client, submission)
+        say(f"{job.id} {'submitted' if is_new else 'is running already'}; nst logs {job.id} shows its log")
+        if not follow:
+            return _result(job)
+        ended = job_recovery.follow_to_the_end(client, submission, job, _write, max_resubmissions=resubmit)
+        return _outcome(ended)
 
 
 @click.command("jobs", cls=Stage)
@@ -87,8 +103,8 @@ def logs(address: str | None, follow: bool, job_id: str) -> dict[str, Any]:
     """
     client = ray_jobs.connect(address)
     if follow:
-        return _follow(client, job_id)
-    _write(ray_jobs.log_of(client, job_id))
+        return _outcome(job_logs.follow(client, job_id, _write))
+    _write(job_logs.log_of(client, job_id))
     return _result(ray_jobs.get(client, job_id))
 
 
@@ -107,12 +123,12 @@ def stop(address: str | None, job_id: str) -> dict[str, Any]:
     return _result(job)
 
 
-def _follow(client: Any, job_id: str) -> dict[str, Any]:
-    job = ray_jobs.follow(client, job_id, _write)
+def _outcome(job: ray_jobs.Job) -> dict[str, Any]:
+    """The result of a job that has ended. Raises StageFailed, with the verb's own exit code, if it failed."""
     if not job.succeeded:
         code = "" if job.driver_exit_code is None else f", exit code {job.driver_exit_code}"
         failure = StageFailed(f"{job.id} {job.status.lower()}{code}: {_last_line(job.message)}", _result(job))
-        if job.driver_exit_code in (EXIT_USER_MISTAKE, EXIT_GATE_REFUSED):
+        if job.driver_exit_code in (EXIT_USER_MISTAKE, EXIT_GATE_REFUSED, EXIT_INTERRUPTED):
             failure.exit_code = job.driver_exit_code
         raise failure
     say(f"{job.id} succeeded")
