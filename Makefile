@@ -28,6 +28,9 @@ test: install ## All tests (real Ray, S3 and MLflow servers)
 test-faults: install ## Series of failures, minutes each
 	$(BIN)/python -m pytest -m faults
 
+fault-matrix: install ## One training for each fault; writes the table of outcomes into the README
+	$(BIN)/python -m tests.fault_table
+
 test-fast: install ## Only the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not faults and not gpu"
 
@@ -42,11 +45,12 @@ bench-corpora: install ## Sharding, loading and planning beside other tools, on 
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.sampler_scale
 
-check: install ## Formatting, lints, types, layers
+check: install ## Formatting, lints, types, layers, YAML
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/yamllint --strict --config-file infra/deploy/yamllint.yaml ray_cluster.yaml infra/deploy
 
 ablation: install ## What each part of the method is worth, on PICTURES=folder (about an hour)
 	@test -n "$(PICTURES)" || { echo 'ablation: give PICTURES=folder, one with LABELS.csv, content/ and style/'; exit 2; }
@@ -59,4 +63,4 @@ format: install ## Format the code
 clean: ## Remove the environment and what demo and tests left
 	rm -rf $(VENV) .venv-s3 .nst nst-demo build *.egg-info
 
-.PHONY: help install demo test test-fast test-faults bench-speed bench-corpora check ablation format clean
+.PHONY: help install demo test test-fast test-faults fault-matrix bench-speed bench-corpora check ablation format clean

@@ -219,15 +219,19 @@ def _wait_for_one(pending: list[Any]) -> Any:
 
 
 def cause_of(error: RayTaskError) -> Exception:
-    """What the function raised. A ValueError is only a user's mistake if a `raise` of our own said so."""
+    """What the function raised."""
     cause = error.cause
-    if isinstance(cause, ValueError):
-        frames = re.findall(r'^\s*File "([^"]+)", line \d+.*\n\s*(\S.*)$', str(error), flags=re.MULTILINE)
-        path, line = frames[-1] if frames else ("", "")
-        is_ours = re.search(rf"/(?:{'|'.join(OUR_PACKAGES)})/", path) and "site-packages" not in path
-        if not is_ours or not line.startswith("raise "):
-            return RuntimeError(f"in a worker: {error}")
+    if isinstance(cause, ValueError) and not was_raised_by_us(str(error)):
+        return RuntimeError(f"in a worker: {error}")
     return cause if isinstance(cause, Exception) else error
+
+
+def was_raised_by_us(traceback: str) -> bool:
+    """Whether its last frame is a `raise` of our own. Only then is a ValueError the user's mistake."""
+    frames = re.findall(r'^\s*File "([^"]+)", line \d+.*\n\s*(\S.*)$', traceback, flags=re.MULTILINE)
+    path, line = frames[-1] if frames else ("", "")
+    is_ours = re.search(rf"/(?:{'|'.join(OUR_PACKAGES)})/", path) and "site-packages" not in path
+    return bool(is_ours) and line.startswith("raise ")
 
 
 def _start(num_cpus: int, options: dict[str, Any]) -> None:

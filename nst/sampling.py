@@ -32,7 +32,7 @@ from nst.windowed_order import WindowedOrder
 if TYPE_CHECKING:
     from nst.corpus import Corpus
 
-__all__ = ["BatchPlan", "DynamicBatchSampler", "mix_bits", "permute"]
+__all__ = ["BatchPlan", "DynamicBatchSampler", "largest_world_size", "mix_bits", "permute"]
 
 Rows = np.ndarray
 
@@ -115,7 +115,7 @@ class DynamicBatchSampler:
             )
         self._layout = ClassLayout(runs)
         self._is_unlabelled = len(self._layout.counts) == 1
-        num_available = num_style if self._is_unlabelled else len(self._layout.counts)
+        num_available = _num_classes_of(runs)
         self._num_content, self._num_style, self._seed = num_content, num_style, seed
         self._k, self._is_random = config.works_per_class, config.sampling == "random"
         self.num_classes = min(config.num_classes, num_available)
@@ -256,6 +256,29 @@ class DynamicBatchSampler:
             key = mix_bits(self._seed, domain, int(turn))
             rows[:, mine] = order.at(positions, key).reshape(num_tracks, -1)
         return rows.reshape(-1)
+
+
+def largest_world_size(
+    style_labels: Sequence[int] | np.ndarray | LabelRuns, config: BatchConfig, num_workers: int
+) -> int:
+    """How many of `num_workers` can train: the largest number up to it that can share the batches of every
+    size, so that `DynamicBatchSampler` takes it as a world size. 1 or more.
+
+    Args:
+        style_labels: as for `DynamicBatchSampler`; a corpus has them as `label_runs`.
+        config: P and sizes.
+        num_workers: 1 or more.
+    """
+    runs = style_labels if isinstance(style_labels, LabelRuns) else LabelRuns.of(style_labels)
+    # the number of classes at a size does not depend on the seed
+    common = math.gcd(*SizeSchedule(config, _num_classes_of(runs), seed=0).num_classes)
+    return max(num for num in range(1, num_workers + 1) if common % num == 0)
+
+
+def _num_classes_of(runs: LabelRuns) -> int:
+    """Classes that can be drawn from: pictures, where there are no labels to tell them apart."""
+    num_labels = len(np.unique(runs.labels))
+    return runs.num_samples if num_labels == 1 else num_labels
 
 
 def _require_shareable(

@@ -37,7 +37,10 @@ class LocalHooks:
         self._out_dir, self._previews = out_dir, previews
         self._since, self._seen = time.monotonic(), 0
 
-    def should_stop(self) -> bool:
+    def should_stop(self, state: TrainState) -> bool:
+        return False
+
+    def should_checkpoint(self) -> bool:
         return False
 
     def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None:

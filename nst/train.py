@@ -19,6 +19,7 @@ from nst.crops import random_crop
 from nst.decoding import decodes_on_device
 from nst.distributed import gather, gather_labels, rank, reduce_mean, world_size
 from nst.loader import load_batches
+from nst.metrics import content_distance, style_distance
 from nst.objectives.build import build_objective
 from nst.objectives.objective import Objective
 from nst.sampling import DynamicBatchSampler, mix_bits
@@ -37,9 +38,12 @@ class TrainState:
 
 
 class Hooks(Protocol):
-    """What the surroundings do at points of the loop. Called on every rank, in the same order."""
+    """What the surroundings do at points of the loop. Called on every rank, in the same order, and with the
+    same answers on all of them: `should_stop` before a step, `should_checkpoint` after it, for checkpoints
+    beside those that `checkpoint_every` asks for."""
 
-    def should_stop(self) -> bool: ...
+    def should_stop(self, state: TrainState) -> bool: ...
+    def should_checkpoint(self) -> bool: ...
     def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None: ...
     def on_preview(self, state: TrainState, objective: Objective) -> None: ...
     def on_checkpoint(self, state: TrainState, objective: Objective) -> None: ...
@@ -58,9 +62,16 @@ class Session:
 
 def train(session: Session, hooks: Hooks) -> TrainState:
     """Trains from `session.state` until `config.num_images` were seen or a hook says stop; returns where it
-    ended. The last step always reports metrics, preview and checkpoint."""
+    ended. The last step always reports metrics, preview and checkpoint, and a stop before it a checkpoint."""
     config, objective, state = session.config, session.objective, session.state
-    while state.num_images_seen < config.num_images and not hooks.should_stop():
+    last_saved = state.step
+
+    def save() -> None:
+        nonlocal last_saved
+        last_saved, state.sampler = state.step, session.sampler.memory()
+        hooks.on_checkpoint(state, objective)
+
+    while state.num_images_seen < config.num_images and not hooks.should_stop(state):
         batch = next(session.batches).to(objective.device)
         assert batch.step == state.step, (batch.step, state.step)
 
@@ -81,9 +92,11 @@ def train(session: Session, hooks: Hooks) -> TrainState:
             hooks.on_metrics(state, figures | objective.alarm_metrics(figures, batch))
         if _is_due(before, state.num_images_seen, config.preview_every) or is_last:
             hooks.on_preview(state, objective)
-        if _is_due(before, state.num_images_seen, config.checkpoint_every) or is_last:
-            state.sampler = session.sampler.memory()
-            hooks.on_checkpoint(state, objective)
+        is_due = _is_due(before, state.num_images_seen, config.checkpoint_every)
+        if hooks.should_checkpoint() or is_due or is_last:
+            save()
+    if state.step > last_saved:
+        save()
     return state
 
 
@@ -169,6 +182,20 @@ class Previews:
             torch.cat([content, *row], dim=2) for content, row in zip(self.content, stylized, strict=True)
         ]
         return torch.cat(rows, dim=1)
+
+    def measure(self, objective: Objective) -> dict[str, float]:
+        """How good the grid's diagonal is, averaged: `preview/style_distance` and `preview/content_distance`
+        (`nst.metrics`), and their sum `preview/distance`, by which checkpoints can be compared."""
+        pairs = list(zip(self.content.split(1), self.style.split(1), strict=False))
+        content, style = (torch.cat(pictures).add(1).div(2) for pictures in zip(*pairs, strict=True))
+        drawn = [objective.preview(*(part.to(objective.device) for part in pair))[0] for pair in pairs]
+        stylized = torch.cat(drawn).cpu().clamp(-1, 1).add(1).div(2)
+        distances = {
+            "preview/style_distance": style_distance(stylized, style),
+            "preview/content_distance": content_distance(stylized, content),
+        }
+        means = {name: float(values.mean()) for name, values in distances.items()}
+        return {**means, "preview/distance": sum(means.values())}
 
 
 if __name__ == "__main__":  # `python -m nst.train`

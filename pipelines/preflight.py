@@ -47,6 +47,7 @@ def check(
     corpora: Mapping[str, Corpus],
     demand: Demand,
     wait_for_nodes_s: float = 0.0,
+    with_tracking: bool = True,
 ) -> None:
     """Looks whether a training can run on the joined cluster, cheap things first: the storage and all files
     of the corpora from here, then room for the fewest workers, then from every node that could run one the
@@ -58,6 +59,7 @@ def check(
         corpora: by role, as this process has opened them.
         demand: what the workers ask for.
         wait_for_nodes_s: how long to wait for room, in seconds; an autoscaler is asked for it meanwhile.
+        with_tracking: whether MLflow has to answer.
 
     Raises:
         ValueError: one line with all that was found, each with its remedy.
@@ -73,7 +75,10 @@ def check(
     if not is_local:  # else the workers have what this process has
         nodes = cluster_nodes.nodes_for(demand)
         digests = {corpus.uri: corpus.manifest.digest for corpus in corpora.values()}
-        _refuse(_grouped(look_at_nodes(nodes, training_uri, digests, timeout_s=seconds_left)))
+        reports = look_at_nodes(
+            nodes, training_uri, digests, timeout_s=seconds_left, with_tracking=with_tracking
+        )
+        _refuse(_grouped(reports))
 
 
 def _refuse(problems: list[str]) -> None:
@@ -150,6 +155,7 @@ def look_at_nodes(
     digests: Mapping[str, str],
     *,
     timeout_s: float = SECONDS_FOR_ALL,
+    with_tracking: bool = True,
 ) -> dict[str, NodeReport | Exception]:
     """What each node finds, by its address; an exception where it gives no report.
 
@@ -157,10 +163,12 @@ def look_at_nodes(
         storage_uri: a place that all nodes and this process are to share; None: none.
         digests: of corpora, by their places.
         timeout_s: until all have to have answered, the start of a worker there included.
+        with_tracking: whether MLflow is asked, too.
     """
     from infra import tracking
 
     tracking_uri = tracking.tracking_uri()
+    is_asked = with_tracking and not tracking_uri.startswith("sqlite:")
     is_brought = bool(cluster.runtime_env_for_workers())  # Ray brings every node the code of this process
     with _marked(storage_uri, nodes) as marker:
         errand = Errand(
@@ -168,7 +176,7 @@ def look_at_nodes(
             code_digest=None if is_brought else lineage.code_digest(),
             marker=marker,
             corpora=dict(digests),
-            tracking_uri=None if tracking_uri.startswith("sqlite:") else tracking.shown(tracking_uri),
+            tracking_uri=tracking.shown(tracking_uri) if is_asked else None,
             has_own_tracking_uri=tracking.shown(tracking_uri) != tracking_uri,
         )
         reports = cluster_nodes.call_on_nodes(nodes, look_at_node, errand, timeout_s=timeout_s)

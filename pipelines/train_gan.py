@@ -3,49 +3,52 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from dataclasses import dataclass
+import logging
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from infra import cluster, places, storage, tracking
-from nst.config import TrainConfig, to_dict
+from infra import cluster, places, scratch, storage, tracking
+from nst.checkpoint import CONFIG_FILE
+from nst.config import to_dict
 from nst.corpus import Corpus
 from nst.presets import PRESETS, resolve_config
-from nst.sampling import DynamicBatchSampler
-from pipelines.console import Stage, interruptible, say
-from pipelines.ray_training import Device, Workers, choose_workers, fit, publish_checkpoint
+from pipelines import preflight
+from pipelines.checkpoint_store import CheckpointStore
+from pipelines.console import Stage, StageFailed, interruptible, say
+from pipelines.lineage import code_digest
+from pipelines.ray_training import CPUS_PER_WORKER, Workers, fit
 from pipelines.registration import register_checkpoint
 from pipelines.train_worker import WorkerSettings
+from pipelines.training_record import Training, code_version, read_known_run, write_known_run
+
+log = logging.getLogger(__name__)
+
+SECONDS_WITHOUT_MLFLOW = 600.0
+SECONDS_BETWEEN_TRIES = 10.0
+
+Device = Literal["auto", "cpu", "gpu"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """One logical training: what is trained on what, and where it lives. Written to OUT/NAME/run.json, so
-    that the same name goes on with the same thing, in the same MLflow run."""
+class WorkerRange(click.ParamType):
+    """`4` or `2:8` -> (least, most)."""
 
-    name: str
-    out_uri: str
-    config: TrainConfig
-    content: Corpus
-    style: Corpus
+    name = "N|MIN:MAX"
 
-    @property
-    def uri(self) -> str:
-        return storage.join(self.out_uri, self.name)
-
-    @property
-    def checkpoint_uri(self) -> str:
-        return storage.join(self.uri, "checkpoint")
-
-    def identity(self) -> dict[str, Any]:
-        return {
-            "config": to_dict(self.config),
-            "content": {"uri": self.content.uri, "digest": self.content.manifest.digest},
-            "style": {"uri": self.style.uri, "digest": self.style.manifest.digest},
-        }
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            least, most = (int(part) for part in (value.split(":") if ":" in value else (value, value)))
+        except ValueError:
+            least = most = 0
+        if not 1 <= least <= most:
+            self.fail(f"{value!r} is no number of workers; give 4, or 2:8 for two to eight", param, ctx)
+        return least, most
 
 
 @click.command("train", cls=Stage)
@@ -65,14 +68,26 @@ class Training:
 )
 @click.option("--images", type=click.IntRange(min=1), help="Content images to train for, over all workers.")
 @click.option(
-    "--num-workers", type=click.IntRange(min=1), default=1, show_default=True, help="DDP processes."
+    "--num-workers",
+    type=WorkerRange(),
+    default="1",
+    show_default=True,
+    help="DDP processes: 4, or 2:8 for as many of them as the cluster has room for.",
 )
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "gpu"]),
     default="auto",
     show_default=True,
-    help="auto: GPUs if the cluster has any now; gpu: waits for them.",
+    help="auto: GPUs if the cluster has any now.",
+)
+@click.option(
+    "--wait-for-nodes",
+    "wait_for_nodes_s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long an autoscaler may take to bring nodes that are not there yet (default: they must be).",
 )
 @click.option(
     "--loader-workers",
@@ -82,6 +97,12 @@ class Training:
     help="Decoding processes for each DDP process.",
 )
 @click.option(
+    "--threads",
+    "num_threads",
+    type=click.IntRange(min=1),
+    help="CPU threads of each DDP process (default: the CPUs shared among them). Kept when it resumes.",
+)
+@click.option(
     "--set",
     "assignments",
     multiple=True,
@@ -89,11 +110,27 @@ class Training:
     help="Change any field of the configuration.",
 )
 @click.option(
+    "--checkpoint-seconds",
+    type=click.FloatRange(min=1),
+    default=300.0,
+    show_default=True,
+    help="At most so long between checkpoints, beside those of the configuration.",
+)
+@click.option(
+    "--hang-timeout",
+    "hang_timeout_s",
+    type=click.FloatRange(min=10),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A worker that does no step for so long is restarted.",
+)
+@click.option(
     "--max-restarts",
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="Times that the workers may be restarted after a failure.",
+    help="Restarts in a row without a new checkpoint; nodes that go with notice do not count.",
 )
 @click.option(
     "--model",
@@ -110,24 +147,29 @@ def train(
     out_uri: str,
     name: str | None,
     images: int | None,
-    num_workers: int,
+    num_workers: tuple[int, int],
     device: Device,
+    wait_for_nodes_s: float,
     loader_workers: int,
+    num_threads: int | None,
     assignments: tuple[str, ...],
+    checkpoint_seconds: float,
+    hang_timeout_s: float,
     max_restarts: int,
     model_name: str,
     dry_run: bool,
 ) -> dict[str, Any]:
     """Train a model from a corpus of photos and a corpus of artworks.
 
-    Runs DDP processes under Ray Train; a worker that dies is restarted from the last checkpoint. The story
-    is one MLflow run, and the result a new version in the registry with the alias `challenger`.
+    Runs DDP processes under Ray Train. A worker or node that dies costs the time since the last checkpoint,
+    one that goes with notice nothing; the same command goes on after anything else. The story is one MLflow
+    run, and the result a new version in the registry with the alias `challenger`.
 
     \b
     Examples:
       nst train --content corpora/photos --style corpora/paintings --preset smoke --out runs
       nst train --content s3://b/photos --style s3://b/paintings --preset main \\
-          --out s3://b/runs --name first --num-workers 8
+          --out s3://b/runs --name first --num-workers 2:8 --device gpu --wait-for-nodes 900
       nst train ... --set loss.bands=3 --set batch.size=128 --dry-run
     """
     config = resolve_config(preset_name, images, assignments)
@@ -148,13 +190,42 @@ def train(
         say(f"{training.uri} is finished; another --name trains anew")
         return known["result"]
     # what only the workers would find out, after they have been paid for
-    DynamicBatchSampler.for_corpora(training.content, training.style, config.batch, config.seed, num_workers)
+    world_sizes = training.world_sizes(num_workers)
     tracking.require_lasting_store()
-    tracking.check()
-    storage.check_access(training.uri)
-    info = cluster.connect(min_cpus=num_workers)
-    workers = choose_workers(info, device, num_workers, loader_workers, max_restarts)
-    return run_training(training, known, workers, model_name)
+    is_tracked = check_tracking(known)
+    info = cluster.connect(min_cpus=num_workers[0])
+    use_gpu = choose_device(info, device)
+    demand = preflight.Demand(
+        num_workers=num_workers, gpus_per_worker=int(use_gpu), cpus_per_worker=CPUS_PER_WORKER
+    )
+    corpora = {"content": training.content, "style": training.style}
+    preflight.check(
+        training.uri,
+        corpora=corpora,
+        demand=demand,
+        wait_for_nodes_s=wait_for_nodes_s,
+        with_tracking=is_tracked,
+    )
+    workers = Workers(
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        max_restarts=max_restarts,
+        wait_for_nodes_s=wait_for_nodes_s,
+        are_here=info.is_local,
+    )
+    run = start_run(training, known, num_workers)
+    settings = WorkerSettings(
+        identity=training.identity(),
+        checkpoints_uri=training.checkpoints_uri,
+        run_id=run.run_id,
+        tracking_uri=shareable_tracking_uri(),
+        num_loader_workers=loader_workers,
+        checkpoint_seconds=checkpoint_seconds,
+        hang_timeout_s=hang_timeout_s,
+        num_threads=num_threads or known.get("num_threads") or max(1, info.num_cpus // num_workers[1]),
+        world_sizes=world_sizes,
+    )
+    return run_training(training, run, settings, workers, model_name)
 
 
 def open_corpus(uri: str, role: str) -> Corpus:
@@ -167,93 +238,118 @@ def open_corpus(uri: str, role: str) -> Corpus:
     return corpus
 
 
-def read_known_run(training: Training) -> dict[str, Any]:
-    """What OUT/NAME/run.json says of an earlier start, {} if there was none.
-
-    Raises:
-        ValueError: the name belongs to a training of something else.
-    """
-    uri = storage.join(training.uri, "run.json")
-    if not storage.exists(uri):
-        return {}
-    known = json.loads(storage.read_bytes(uri))
-    for part, value in training.identity().items():
-        if known["identity"][part] != value:
-            raise ValueError(
-                f"{training.uri} was started with another {part}; give this training another --name"
-            )
-    return known
+def check_tracking(known: dict[str, Any]) -> bool:
+    """Whether MLflow answers. Raises ValueError if it does not where a training begins; one that goes on has
+    its run, and can do without for a while."""
+    try:
+        tracking.check()
+    except ValueError as error:
+        if not known:
+            raise
+        log.warning("%s; the training goes on without it", error)
+        return False
+    return True
 
 
-def write_known_run(
-    training: Training, run_id: str, status: str, result: dict[str, Any] | None = None
-) -> None:
-    record = {"identity": training.identity(), "run_id": run_id, "status": status, "result": result}
-    storage.write_bytes(storage.join(training.uri, "run.json"), json.dumps(record, indent=2).encode())
-
-
-def run_training(
-    training: Training, known: dict[str, Any], workers: Workers, model_name: str
-) -> dict[str, Any]:
-    """Everything between a checked command line and a registered version."""
+def start_run(training: Training, known: dict[str, Any], num_workers: tuple[int, int]) -> tracking.TrackedRun:
+    """The training's MLflow run, new or going on, with all that does not change any more."""
     run = tracking.TrackedRun.start(
         training.name,
         run_id=known.get("run_id"),
-        tags={"nst.training": training.uri, "nst.commit": code_version()},
+        tags={"nst.training": training.uri, "nst.commit": code_version(), "nst.code": code_digest()},
     )
-    run.log_params({"num_workers": workers.num_workers, **to_dict(training.config)})
+    run.log_params(
+        {"num_workers": ":".join(map(str, dict.fromkeys(num_workers))), **to_dict(training.config)}
+    )
     run.log_dict(to_dict(training.config), "config.json")
     for role, corpus in (("content", training.content), ("style", training.style)):
         run.log_corpus(storage.name(corpus.uri), corpus.uri, corpus.manifest.digest, context=role)
     run.flush()
-    write_known_run(training, run.run_id, "RUNNING")
-    say(f"training {training.uri}: {workers.num_workers} x {'GPU' if workers.use_gpu else 'CPU'}")
+    return run
+
+
+def run_training(
+    training: Training,
+    run: tracking.TrackedRun,
+    settings: WorkerSettings,
+    workers: Workers,
+    model_name: str,
+) -> dict[str, Any]:
+    """Everything between a training that may begin and a registered version."""
+    num_threads = settings.num_threads
+    write_known_run(training, run.run_id, "RUNNING", num_threads)
+    numbers = " to ".join(map(str, dict.fromkeys(workers.num_workers)))
+    say(f"training {training.uri}: {numbers} x {'GPU' if workers.use_gpu else 'CPU'}")
     try:
         with interruptible():
-            summary = fit_and_register(training, run.run_id, workers, model_name)
+            num_restarts = fit(settings, workers)
+            run.set_tags({"nst.restarts": str(num_restarts)})
+            summary = publish_and_register(training, run.run_id, model_name)
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         run.finish(status)
-        write_known_run(training, run.run_id, status)
+        write_known_run(training, run.run_id, status, num_threads)
         raise
     run.finish("FINISHED")
-    write_known_run(training, run.run_id, "FINISHED", summary)
+    summary = {**summary, "num_restarts": num_restarts}
+    write_known_run(training, run.run_id, "FINISHED", num_threads, summary)
     say(f"checkpoint  {summary['checkpoint']}")
     say(f"registered  {summary['model']} (alias challenger)")
     say(f"run         {run.run_id} in {tracking.shown(tracking.tracking_uri())}")
     return summary
 
 
-def fit_and_register(training: Training, run_id: str, workers: Workers, model_name: str) -> dict[str, Any]:
-    tracking_uri = tracking.tracking_uri()
-    settings = WorkerSettings(
-        identity=training.identity(),
-        run_id=run_id,
-        # Ray shows a run's settings to whoever sees its dashboard: an address with a password stays out, the
-        # workers have it in their own environment
-        tracking_uri=tracking_uri if tracking.shown(tracking_uri) == tracking_uri else None,
-        num_loader_workers=workers.num_loader_workers,
-    )
-    result = fit(training.uri, settings, workers)
-    publish_checkpoint(result, training.checkpoint_uri)
+def publish_and_register(training: Training, run_id: str, model_name: str) -> dict[str, Any]:
+    """The newest checkpoint, copied to where users look for it (config.json last), as the next version."""
+    store = CheckpointStore(training.checkpoints_uri)
+    with scratch.folder("nst-publish-") as folder:
+        newest = store.fetch_newest(folder)
+        if newest is None:
+            raise StageFailed("the training ended without a checkpoint")
+        for name in sorted(newest.sha256, key=lambda name: name == CONFIG_FILE):
+            storage.upload_file(str(Path(folder, name)), storage.join(training.checkpoint_uri, name))
+    wait_for_mlflow()
     version = register_checkpoint(training.checkpoint_uri, run_id=run_id, model_name=model_name)
+    best = store.best()
     return {
         "run_id": run_id,
         "checkpoint": training.checkpoint_uri,
+        "best_checkpoint": store.uri_of(best) if best else None,
         "model": f"models:/{model_name}/{version}",
         "version": version,
-        "num_images_seen": int((result.metrics or {}).get("num_images_seen", 0)),
+        "num_images_seen": newest.num_images_seen,
     }
 
 
-def code_version() -> str:
-    """The commit of the working tree, "unknown" outside of one."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()
+def wait_for_mlflow() -> None:
+    """A training that is done is not thrown away because MLflow is away just now.
+
+    Raises:
+        StageFailed: it stays away; the same command later only registers.
+    """
+    deadline = time.monotonic() + SECONDS_WITHOUT_MLFLOW
+    while True:
+        try:
+            return tracking.check()
+        except ValueError as error:
+            if time.monotonic() > deadline:
+                raise StageFailed(f"{error}; the training is done, the same command registers it") from error
+            log.warning("%s; waiting for it, in order to register the model", error)
+            time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def shareable_tracking_uri() -> str | None:
+    """The tracking server as the workers are told it; None if it holds a password. Ray shows a run's settings
+    to whoever sees its dashboard, and the workers have the address in their own environment."""
+    uri = tracking.tracking_uri()
+    return uri if tracking.shown(uri) == uri else None
+
+
+def choose_device(info: cluster.ClusterInfo, device: Device) -> bool:
+    """Whether to train on GPUs."""
+    if device == "auto" and not info.num_gpus and not info.is_local:
+        say("the cluster has no GPU now: training on CPUs (--device gpu insists on GPUs)")
+    return device == "gpu" or (device == "auto" and info.num_gpus > 0)
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def wait_until_it_asks(metadata: Metadata, path: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_ray_drains_the_node_whose_machine_goes_and_only_that_one_once(
     busy: Busy, metadata: Metadata, start_agent: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -276,7 +276,7 @@ def test_ray_drains_the_node_whose_machine_goes_and_only_that_one_once(
     assert busy.draining() == draining
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_head_that_is_away_is_told_when_it_is_back(
     ray_nodes: RayCluster,
     busy: Busy,
@@ -299,7 +299,7 @@ def test_a_head_that_is_away_is_told_when_it_is_back(
     assert 10 < busy.draining()[busy.nodes["127.0.0.2"]] - time.time() < 25  # earlier than any end before
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_it_fails_if_ray_cannot_be_told_in_time_and_stops_when_told(
     metadata: Metadata, start_agent: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -402,7 +402,7 @@ class LoggingProcess:
         assert self.process.stdout.readline() == f"{end}\n"
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_server_and_process_are_killed(tmp_path: Path, temporary_folder: Path) -> None:
     """The server is killed under a process that logs, which is killed in turn during the outage. The next one
     begins before the server is back, and repeats some steps."""

@@ -8,7 +8,7 @@ import torch
 
 from nst.class_draws import BOUND, WINDOW
 from nst.config import BatchConfig, from_dict, to_dict
-from nst.sampling import DynamicBatchSampler, mix_bits, permute
+from nst.sampling import DynamicBatchSampler, largest_world_size, mix_bits, permute
 
 LABELS = np.repeat(np.arange(6), [2, 3, 8, 18, 32, 50])
 MANY = np.repeat(np.arange(40), np.arange(2, 42))
@@ -146,6 +146,25 @@ def test_what_cannot_be_shared_is_refused():
         sampler(num_classes=64, world_size=4)
     with pytest.raises(ValueError, match="needs samples of both kinds"):
         DynamicBatchSampler([], 10, BatchConfig(), 0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "batch", "expected"),
+    [
+        (MANY, {"num_classes": 8}, [1, 2, 2, 4, 4, 4, 4, 8, 8]),
+        (LABELS, {"num_classes": 64}, [1, 2, 3, 3, 3, 6, 6, 6, 6]),  # there are 6 classes
+        (np.zeros(30, dtype=int), {"num_classes": 10}, [1, 2, 2, 2, 5, 5, 5, 5, 5]),  # a class a picture
+        (MANY, {"num_classes": 8, "size": 128, "sizes": (96, 128, 160)}, [1, 2, 2, 4, 4, 4, 4, 4, 4]),
+    ],
+    ids=["labelled", "few classes", "unlabelled", "sizes"],
+)
+def test_as_many_workers_train_as_can_share_every_batch(labels, batch, expected):
+    for number, largest in enumerate(expected, start=1):
+        assert largest_world_size(labels, BatchConfig(**batch), number) == largest
+        DynamicBatchSampler(labels, 100, BatchConfig(**batch), 7, largest)  # takes it
+        for refused in range(largest + 1, number + 1):
+            with pytest.raises(ValueError, match=f"which {refused} workers cannot share"):
+                DynamicBatchSampler(labels, 100, BatchConfig(**batch), 7, refused)
 
 
 # --- what a resumed training stands on: these very batches -------------------------------------------

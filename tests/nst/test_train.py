@@ -22,10 +22,13 @@ class Recorder:
     """Hooks that keep everything; `stop_at` images it asks the loop to stop."""
 
     def __init__(self, folder=None, stop_at=None):
-        self.folder, self.stop_at, self.metrics, self.checkpoints, self.seen = folder, stop_at, [], [], 0
+        self.folder, self.stop_at, self.metrics, self.checkpoints = folder, stop_at, [], []
 
-    def should_stop(self):
-        return self.stop_at is not None and self.seen >= self.stop_at
+    def should_stop(self, state):
+        return self.stop_at is not None and state.num_images_seen >= self.stop_at
+
+    def should_checkpoint(self):
+        return False
 
     def on_metrics(self, state, metrics):
         self.metrics.append((state.num_images_seen, metrics))
@@ -34,7 +37,6 @@ class Recorder:
         pass
 
     def on_checkpoint(self, state, objective):
-        self.seen = state.num_images_seen
         self.checkpoints.append(state.num_images_seen)
         if self.folder is not None:
             path = self.folder / str(state.num_images_seen)
@@ -177,22 +179,9 @@ def test_the_presets_keep_their_parameter_budgets():
 @pytest.mark.timeout(240)
 def test_torchrun_and_one_process_train_the_same_model(corpora, tmp_path):
     content, style = corpora
-    common = ["--content", content.uri, "--style", style.uri, "--preset", "smoke", "--images", "48"]
-    common += [
-        "--set",
-        "optim.warmup_images=1",
-        "--set",
-        "batch.size=32",
-        "--set",
-        "model.content_widths=[8,8,8,8]",
-        "--set",
-        "log_every=8",
-        # steps so small that six of them do not amplify the rounding in which the two differ
-        "--set",
-        "optim.encoder_lr=1e-5",
-        "--set",
-        "optim.generator_lr=1e-5",
-    ]
+    common = ["--content", content.uri, "--style", style.uri, "--preset", "smoke", "--images", "32"]
+    for change in ("batch.size=32", "model.content_widths=[8,8,8,8]", "log_every=8"):
+        common += ["--set", change]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone = [sys.executable, "-m", "nst.train", *common, "--out", str(tmp_path / "one")]
     subprocess.run(alone, check=True, env=environment, timeout=120)

@@ -26,6 +26,9 @@ from tests.servers import free_port
 TINY = ["--preset", "smoke", "--set", "batch.size=32", "--set", "model.content_widths=[8,8,8,8]"]
 
 
+COMPLETE = "*/checksums.json"
+
+
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("corpora")
@@ -91,6 +94,28 @@ def test_a_tracking_store_that_would_be_lost_is_refused(corpora, tmp_path, monke
     assert "Set MLFLOW_TRACKING_URI to an MLflow server" in result.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "gpu"], "this machine has room for 0; try other --num-workers or --device cpu"),
+        (["--out", "/dev/null/runs"], "/dev/null/runs"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before(corpora, options, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    started = time.monotonic()
+    result = nst(
+        "train", "--content", corpora[0], "--style", corpora[1], *TINY, "--out", str(tmp_path / "runs"),
+        *options,
+    )  # fmt: skip
+    assert result.exit_code == 2, result.output + result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert message in line
+    assert time.monotonic() - started < 30
+
+
 def train_in_a_process(folder: Path, corpora, name: str, images: int = 96) -> subprocess.Popen:
     command = [
         sys.executable,
@@ -142,12 +167,12 @@ def train_with_torchrun(folder: Path, corpora) -> Path:
     return folder / "checkpoint"
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(400)
 def test_a_killed_worker_costs_nothing_but_time(corpora, tmp_path):
     process = train_in_a_process(tmp_path, corpora, "disturbed")
-    checkpoints = tmp_path / "runs" / "disturbed" / "ray"
-    wait_for(lambda: list(checkpoints.glob("checkpoint_*/config.json")), 120)
+    checkpoints = tmp_path / "runs" / "disturbed" / "checkpoints"
+    wait_for(lambda: list(checkpoints.glob(COMPLETE)), 120)
     victim = wait_for(lambda: workers_of(process), 10)[-1]
     victim.send_signal(signal.SIGKILL)
     disturbed = result_of(process)
@@ -170,16 +195,16 @@ def test_a_killed_worker_costs_nothing_but_time(corpora, tmp_path):
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_the_same_name_goes_on_however_the_driver_ended(corpora, tmp_path):
-    checkpoints, record = tmp_path / "runs/one/ray", tmp_path / "runs/one/run.json"
+    checkpoints, record = tmp_path / "runs/one/checkpoints", tmp_path / "runs/one/run.json"
     run_ids = set()
     for number, status in (
         (signal.SIGINT, "KILLED"),
         (signal.SIGTERM, "KILLED"),
         (signal.SIGKILL, "RUNNING"),
     ):
-        before = set(checkpoints.glob("checkpoint_*/config.json"))
+        before = set(checkpoints.glob(COMPLETE))
         process = train_in_a_process(tmp_path, corpora, "one", images=480)
-        wait_for(lambda before=before: set(checkpoints.glob("checkpoint_*/config.json")) - before, 120)
+        wait_for(lambda before=before: set(checkpoints.glob(COMPLETE)) - before, 120)
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         output, _ = process.communicate(timeout=90)

@@ -1,0 +1,183 @@
+"""One training, one fault each, on a cluster of three nodes: in the end as if nothing had happened.
+
+`make fault-matrix` runs this and writes what came of each fault into the README.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra import storage
+from infra.local_cluster import processes_of
+from tests.corpora import make_corpus
+from tests.fault_proxy import Fault, always
+from tests.servers import S3Server
+from tests.trial_cluster import (
+    IMAGES_A_CHECKPOINT,
+    NUM_IMAGES,
+    Outcome,
+    Submitted,
+    TrialCluster,
+    kill,
+    trial_cluster,
+    wait_for,
+)
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+TABLE = os.environ.get("NST_FAULT_TABLE")  # where `make fault-matrix` wants the outcomes
+SECONDS_OF_REFUSAL = 20
+SECONDS_OF_NOTICE = 45
+
+
+@pytest.fixture(scope="module")
+def trial(store: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialCluster]:
+    folder = tmp_path_factory.mktemp("trial")
+    corpora = make_corpus(folder / "content", "content"), make_corpus(folder / "style", "style")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        with trial_cluster(store, corpora, folder) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trial: TrialCluster) -> Outcome:
+    with trial.train("undisturbed") as training:
+        return training.result()
+
+
+def kill_a_rank(trial: TrialCluster, training: Submitted) -> None:
+    kill(trial.ranks()[1])
+
+
+def kill_rank_0(trial: TrialCluster, training: Submitted) -> None:
+    kill(trial.ranks()[0])
+
+
+def kill_a_node(trial: TrialCluster, training: Submitted) -> None:
+    """Another one comes, as an autoscaler would see to it."""
+    victim = trial.node_without_driver()
+    trial.cluster.kill_node(victim)
+    trial.cluster.add_worker(num_cpus=1)
+
+
+def kill_the_driver(trial: TrialCluster, training: Submitted) -> None:
+    """Who follows the job submits it again."""
+    kill(trial.driver())
+
+
+def drain_a_node(trial: TrialCluster, training: Submitted) -> None:
+    """A notice, a checkpoint at that moment, a restart elsewhere; then the node is gone."""
+    victim = trial.node_without_driver()
+    trial.cluster.add_worker(num_cpus=1)
+    trial.cluster.drain(victim, SECONDS_OF_NOTICE)
+    wait_for(
+        lambda: any(saved.num_images_seen % IMAGES_A_CHECKPOINT for saved in training.store.stored()),
+        SECONDS_OF_NOTICE,
+        "a checkpoint out of turn",
+    )
+    wait_for(
+        lambda: not [process for process in trial.ranks() if process in processes_of(victim)],
+        SECONDS_OF_NOTICE,
+        "the workers' departure from the node",
+    )
+    trial.cluster.kill_node(victim)
+
+
+def refuse_writes(trial: TrialCluster, training: Submitted) -> None:
+    before = sum(trial.proxy.faults.values())
+    trial.proxy.script = always(Fault.SLOW_DOWN, "PUT", "POST", "DELETE")
+    time.sleep(SECONDS_OF_REFUSAL)
+    trial.proxy.script = None
+    assert sum(trial.proxy.faults.values()) > before
+
+
+def take_mlflow_away(trial: TrialCluster, training: Submitted) -> None:
+    """For the whole middle third."""
+    trial.mlflow.stop()
+    training.wait_until(2 / 3)
+    trial.mlflow.start()
+
+
+def damage_the_newest_checkpoint(trial: TrialCluster, training: Submitted) -> None:
+    """While nobody writes another one; then a rank dies, and the training goes on from the one before."""
+    ranks = trial.ranks()
+    for rank in ranks:
+        rank.suspend()
+    newest, *_ = training.store.stored()
+    victim = storage.join(training.store.uri_of(newest), "training.safetensors")
+    data = storage.read_bytes(victim)
+    storage.write_bytes(victim, data[: len(data) // 2] + b"x" * (len(data) - len(data) // 2))
+    kill(ranks[1])
+    ranks[0].resume()
+
+
+def hang_a_rank(trial: TrialCluster, training: Submitted) -> None:
+    """It lives and does nothing: its peer's deadline ends both."""
+    trial.ranks()[1].send_signal(signal.SIGSTOP)
+
+
+FAULTS: dict[str, tuple[Callable[[TrialCluster, Submitted], None], int | None]] = {
+    "a worker is killed": (kill_a_rank, 1),
+    "rank 0 is killed": (kill_rank_0, 1),
+    "a worker hangs": (hang_a_rank, 1),
+    "a worker's node dies": (kill_a_node, 1),
+    "the driver is killed": (kill_the_driver, 0),
+    "a node is drained and goes": (drain_a_node, 0),
+    f"the store refuses writes for {SECONDS_OF_REFUSAL} s": (refuse_writes, 0),
+    "MLflow is away for the middle third": (take_mlflow_away, 0),
+    "the newest checkpoint is damaged, a worker is killed": (damage_the_newest_checkpoint, 1),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_it_ends_as_if_nothing_had_happened(
+    fault: str, trial: TrialCluster, undisturbed: Outcome, tmp_path: Path
+) -> None:
+    cause, num_restarts = FAULTS[fault]
+    with trial.train(cause.__name__.replace("_", "-")) as training:
+        training.wait_until(1 / 3)
+        cause(trial, training)
+        outcome = training.result()
+
+    assert outcome.record["status"] == "FINISHED"
+    assert outcome.record["result"]["num_restarts"] == num_restarts, outcome.output
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    expected, weights = undisturbed.weights(tmp_path / "a"), outcome.weights(tmp_path / "b")
+    assert weights.keys() == expected.keys()
+    assert [name for name, value in weights.items() if not torch.equal(value, expected[name])] == []
+    outcome.assert_one_whole_run()
+    outcome.assert_nothing_is_left()
+    if TABLE:
+        later = outcome.seconds - undisturbed.seconds
+        with Path(TABLE).open("a") as table:
+            table.write(
+                f"| {fault} | {num_restarts} | {later:+.0f} s | the same bits | one, FINISHED | 0 |\n"
+            )
+
+
+def test_workers_come_and_go(trial: TrialCluster, undisturbed: Outcome, tmp_path: Path) -> None:
+    """As many train as there are nodes for and as can share a batch of eight classes: of three, two."""
+    with trial.train("elastic", "--num-workers", "1:4", "--checkpoint-seconds", "10") as training:
+        training.wait_until(1 / 4)
+        third = trial.cluster.add_worker(num_cpus=1)
+        wait_for(lambda: len(trial.ranks()) == 3, 90, "a third worker")
+        training.wait_until(training.num_images() / NUM_IMAGES + 0.1)
+        trial.cluster.kill_node(third)
+        outcome = training.result()
+    assert outcome.record["status"] == "FINISHED"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    expected, weights = undisturbed.weights(tmp_path / "a"), outcome.weights(tmp_path / "b")
+    assert [name for name, value in weights.items() if not torch.equal(value, expected[name])] == []
+    outcome.assert_one_whole_run()
+    outcome.assert_nothing_is_left()
