@@ -62,11 +62,6 @@ def _region() -> str | None:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
 
 
-def region_name() -> str:
-    """The region that is meant, wherever it is said."""
-    return _region() or boto3.session.Session().region_name or DEFAULT_REGION
-
-
 def client() -> Any:
     """This process's client: one that was inherited by a fork would share its sockets."""
     chain = hash(tuple(os.environ.get(variable) for variable in CREDENTIAL_VARIABLES))  # not the secrets

@@ -14,14 +14,11 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from infra import local_files, places, s3
 from infra.places import is_remote, join, name
 from infra.s3 import endpoint_url
-
-if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
 
 log = logging.getLogger(__name__)
 
@@ -296,23 +293,6 @@ def check_access(uri: str) -> None:
 
 
 # The store behind s3://
-
-
-def pyarrow_filesystem(uri: str) -> tuple[FileSystem, str]:
-    """(file system, path) for Ray Train and parquet, of the same settings. Holds no secret: every process
-    that unpickles it reads the AWS chain itself."""
-    import pyarrow.fs as arrow
-
-    if not is_remote(uri):
-        return arrow.LocalFileSystem(), str(Path(places.local_path(uri)).absolute())
-    bucket, key = places.bucket_and_key(uri)
-    options = {"region": s3.region_name()}
-    if endpoint := endpoint_url():
-        scheme, _, host = endpoint.rpartition("://")
-        options |= {"scheme": scheme or "https", "endpoint_override": host.rstrip("/")}
-    # pyarrow gives up after one second without a connection, which a busy store exceeds.
-    filesystem = arrow.S3FileSystem(connect_timeout=10, request_timeout=60, **options)
-    return filesystem, f"{bucket}/{key}".rstrip("/")
 
 
 def _put_if_absent(bucket: str, key: str, body: bytes | BinaryIO) -> bool:

@@ -160,21 +160,6 @@ def test_an_object_storage_is_small_and_picklable(root: str, tmp_path: Path) -> 
     assert (tmp_path / "y").read_bytes() == b"data"
 
 
-def test_pyarrow_sees_the_same_place_and_carries_no_secret(root: str) -> None:
-    storage.write_bytes(storage.join(root, "x"), b"data")
-    filesystem, path = storage.pyarrow_filesystem(root)
-    pickled = pickle.dumps(filesystem)
-    if storage.is_remote(root):
-        assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in pickled
-        assert os.environ["AWS_ACCESS_KEY_ID"].encode() not in pickled
-    copy = pickle.loads(pickled)  # noqa: S301 - our own bytes
-    with copy.open_input_stream(f"{path}/x") as stream:
-        assert stream.read() == b"data"
-    with copy.open_output_stream(f"{path}/y") as stream:
-        stream.write(b"back")
-    assert storage.read_bytes(storage.join(root, "y")) == b"back"
-
-
 def test_a_fork_has_its_own_connection(s3_root: str) -> None:
     uri = storage.join(s3_root, "x")
     storage.write_bytes(uri, b"data")

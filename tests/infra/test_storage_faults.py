@@ -173,15 +173,3 @@ def test_a_store_that_goes_away_is_waited_for(
     # It has answered before: no mistake of the user's any more.
     with pytest.raises(OSError, match="Could not connect"):
         storage.read_bytes(f"{bucket}/x")
-
-
-def test_pyarrow_reads_through_it(proxy: FaultProxy, bucket: str) -> None:
-    data = secrets.token_bytes(3 << 20)
-    storage.write_bytes(f"{bucket}/x", data)
-    for fault in set(Fault) - {Fault.TOO_MANY_REQUESTS}:  # it gives up where AWS has no such error
-        proxy.seen.clear()
-        proxy.script = first_time(fault)
-        filesystem, path = storage.pyarrow_filesystem(f"{bucket}/x")
-        with filesystem.open_input_file(path) as file:
-            assert file.read_at(1 << 20, 1 << 20) == data[1 << 20 : 2 << 20], fault
-            assert file.read() == data, fault
