@@ -29,9 +29,7 @@ def change_look(content: Tensor, artworks: Tensor) -> Tensor:
         draws = _draw_for_each(len(content), 17).to(content.device)[:, :, None, None]
         normal, coins = draws[:, :13], draws[:, 13:].mul(0.5**0.5).erf().add(1).div(2)  # normal -> uniform
 
-        images = torch.where(
-            coins[:, :1] < 0.5, _take_band_statistics(content.float(), artworks.float()), content
-        )
+        images = torch.where(coins[:, :1] < 0.5, _take_band_statistics(content, artworks), content)
         matrix = torch.eye(3, device=content.device) + 0.25 * normal[:, :9].reshape(-1, 3, 3)
         images = torch.einsum("nij,njhw->nihw", matrix, images) + 0.1 * normal[:, 9:12]
         gamma = torch.exp(0.4 * normal[:, 12:13])

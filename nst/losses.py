@@ -15,16 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst.wavelets import haar_analysis, haar_pyramid
+from nst.wavelets import full_precision, haar_analysis, haar_pyramid
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 Reduction = Literal["mean", "none"]
-
-
-def full_precision(tensor: Tensor) -> Tensor:
-    """fp32 for half types; float32 and float64 as they are."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _without_autocast(tensor: Tensor) -> torch.autocast:

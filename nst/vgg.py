@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG19_Weights
 
 from nst.metrics import check_pictures
+from nst.wavelets import full_precision
 
 # name -> (channels in, channels out, number in torchvision's `features`)
 LAYERS = {
@@ -166,15 +167,11 @@ def perceptual_loss(
     made = features(stylized)
     with torch.no_grad():
         wanted, aimed = features(content)[features.deepest], features(style)
-    made, aimed = ({tap: _full(part) for tap, part in one.items()} for one in (made, aimed))
-    content_term = (made[features.deepest] - _full(wanted)).square().mean()
+    made, aimed = ({tap: full_precision(part) for tap, part in one.items()} for one in (made, aimed))
+    content_term = (made[features.deepest] - full_precision(wanted)).square().mean()
     # EPSILON: a flat channel's deviation has no gradient without
     style_terms = [_style_distance(made[tap], aimed[tap], EPSILON).mean() for tap in made]
     return content_term, torch.stack(style_terms).sum()
-
-
-def _full(features: Tensor) -> Tensor:
-    return features if features.dtype == torch.float64 else features.float()
 
 
 # --- weights ------------------------------------------------------------------------------------------

@@ -23,15 +23,16 @@ def _filters(images: Tensor, num_channels: int, scale: float) -> Tensor:
     return filters.flatten(0, 1)[:, None]
 
 
-def _full_precision(images: Tensor) -> Tensor:
-    return images if images.dtype == torch.float64 else images.float()
+def full_precision(tensor: Tensor) -> Tensor:
+    """fp32 for half types; float32 and float64 as they are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _bands(images: Tensor, scale: float = 1.0) -> Tensor:
     """[N, C, H, W] -> [N, C, 4, ceil(H/2), ceil(W/2)], all four bands times `scale`."""
     num, channels, height, width = images.shape
     with torch.autocast(images.device.type, enabled=False):
-        images = _full_precision(images)
+        images = full_precision(images)
         # (not F.pad: its backward pass does not compile)
         if height % 2:
             images = torch.cat([images, images[:, :, -1:]], dim=2)
@@ -69,7 +70,7 @@ def haar_synthesis(low: Tensor, high: Tensor, size: tuple[int, int] | None = Non
     num, channels, height, width = low.shape
     assert high.shape == (num, 3 * channels, height, width), (low.shape, high.shape)
     with torch.autocast(low.device.type, enabled=False):
-        low, high = _full_precision(low), _full_precision(high)
+        low, high = full_precision(low), full_precision(high)
         bands = torch.cat([low[:, :, None], high.reshape(num, channels, 3, height, width)], dim=2).flatten(
             1, 2
         )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nst.distributed import mean_over_ranks
+from nst.wavelets import full_precision
 
 Statistics = list[tuple[Tensor, Tensor]]
 
@@ -31,8 +32,8 @@ def conv(num_in: int, num_out: int, kernel: int, stride: int = 1, *, bias: bool 
 
 
 def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over space, in fp32: [N, C, H, W] -> two of [N, C]."""
-    features = features.float()
+    """Mean and standard deviation over space, [N, C, H, W] -> two of [N, C], in fp32; float64 stays."""
+    features = full_precision(features)
     mean = features.mean(dim=(2, 3))
     # about 1.6 times as fast on a CPU as torch.var_mean, backward included
     variance = (features.square().mean(dim=(2, 3)) - mean.square()).clamp(min=0)
@@ -56,8 +57,8 @@ class InstanceNorm(nn.Module):
         mean, std = channel_statistics(features) if self.replayed is None else next(self.replayed)
         if self.recorded is not None:
             self.recorded.append((mean, std))
-        gain = 1 / std if scale is None else scale.float() / std
-        offset = -mean * gain if shift is None else shift.float() - mean * gain
+        gain = 1 / std if scale is None else full_precision(scale) / std
+        offset = -mean * gain if shift is None else full_precision(shift) - mean * gain
         gain, offset = gain[:, :, None, None], offset[:, :, None, None]
         return torch.addcmul(offset.to(features.dtype), features, gain.to(features.dtype))
 

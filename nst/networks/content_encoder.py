@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nst.networks.blocks import CriticResBlock, conv
+from nst.wavelets import full_precision
 
 
 class ContentFeatures(NamedTuple):
@@ -65,4 +66,5 @@ class ContentHeads(nn.Module):
     def forward(self, eighth: Tensor) -> tuple[Tensor, Tensor]:
         """eighth [N, C, h, w] -> h [N, D], q [N, d, h, w]; fp32, unit norm."""
         pooled = self.image(eighth.mean(dim=(2, 3)))
-        return F.normalize(pooled.float(), dim=1), F.normalize(self.patch(eighth).float(), dim=1)
+        patches = full_precision(self.patch(eighth))
+        return F.normalize(full_precision(pooled), dim=1), F.normalize(patches, dim=1)

@@ -13,6 +13,7 @@ from nst.networks.content_encoder import ContentEncoder, ContentFeatures
 from nst.networks.style_code import EmbeddingModulator, Modulator, StyleCode, colour_statistics
 from nst.networks.style_generator import StyleGenerator, fit_for_statistics, pad_to_multiple
 from nst.networks.wavelet_encoder import StyleEmbedding, WaveletEncoder, tap_statistics
+from nst.wavelets import full_precision
 
 
 class Decoder(nn.Module):
@@ -48,7 +49,7 @@ class Decoder(nn.Module):
                 hidden = hidden + self.gate[level] * self.skip[level](self.skip_norm(skip))
             hidden = F.relu(self.norms[level](hidden, next(parts)))
         # the style's own colour statistics: the decoder draws, the palette is the reference's
-        rgb = self.colour_norm(self.to_rgb(hidden).float(), code.colour_std, code.colour_mean)
+        rgb = self.colour_norm(full_precision(self.to_rgb(hidden)), code.colour_std, code.colour_mean)
         return soft_clip(rgb)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nst.networks.blocks import RunningStandardisation
+from nst.wavelets import full_precision
 
 NUM_COLOUR_STATISTICS = 9
 
@@ -65,7 +66,7 @@ class StyleCode:
 
 def colour_statistics(images: Tensor) -> Tensor:
     """RGB mean (3), standard deviation (3) and covariances (3) of images [N, 3, H, W]: [N, 9], fp32."""
-    pixels = images.float().flatten(2)
+    pixels = full_precision(images).flatten(2)
     mean = pixels.mean(dim=2)
     centred = pixels - mean[:, :, None]
     covariance = centred @ centred.transpose(1, 2) / pixels.shape[2]
@@ -102,7 +103,7 @@ class Modulator(nn.Module):
         features = self.standardise(torch.cat([statistics, colours], dim=1))
         code = self.code(F.leaky_relu(self.hidden(features), 0.2))
         code = code + self.direct(features[:, -NUM_COLOUR_STATISTICS:])
-        return StyleCode(self.outputs(code).float(), colours[:, :3], colours[:, 3:6])
+        return StyleCode(full_precision(self.outputs(code)), colours[:, :3], colours[:, 3:6])
 
 
 class EmbeddingModulator(nn.Module):
@@ -119,7 +120,8 @@ class EmbeddingModulator(nn.Module):
 
     def forward(self, embedding: Tensor, colours: Tensor) -> StyleCode:
         """embedding [N, D] of unit norm, colours [N, 9]."""
-        return StyleCode(self.outputs(self.gain * embedding).float(), colours[:, :3], colours[:, 3:6])
+        modulation = full_precision(self.outputs(self.gain * embedding))
+        return StyleCode(modulation, colours[:, :3], colours[:, 3:6])
 
 
 def _small_linear(num_in: int, num_out: int) -> nn.Linear:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nst.approaches import RganModel
 from nst.networks.blocks import conv
 from nst.networks.wavelet_encoder import StyleEmbedding, WaveletEncoder, tap_statistics
+from nst.wavelets import full_precision
 
 
 class StyleDiscriminator(nn.Module):
@@ -71,7 +72,7 @@ class GridStyleDiscriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images [N, 3, H, W] in [-1, 1], sides multiples of 16 from 32 up -> [N, D], fp32, unit norm."""
         features = F.adaptive_avg_pool2d(self.trunk(images)[-1], self.grid)
-        return F.normalize(self.layers(features.flatten(1)).float(), dim=1)
+        return F.normalize(full_precision(self.layers(features.flatten(1))), dim=1)
 
     def observe(self, images: Tensor) -> None:
         """Nothing to take in."""

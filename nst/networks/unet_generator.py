@@ -23,6 +23,7 @@ from nst.networks.style_code import Modulator, StyleCode, colour_statistics
 from nst.networks.style_discriminator import WaveletTrunk
 from nst.networks.style_generator import StyleGenerator, fit_for_statistics, pad_to_multiple
 from nst.networks.wavelet_encoder import WaveletEncoder, tap_statistics
+from nst.wavelets import full_precision
 
 BOTTLENECK_STYLE = 128  # channels of the style beside the bottleneck
 
@@ -142,7 +143,7 @@ class PictureUnet(ConditionalUnet):
         """The code's modulation is the picture itself, [M, 3, S, S]; a mix of styles is a blend of them."""
         colours = colour_statistics(style)
         side = self.config.style_side
-        return StyleCode(_resized(style.float(), side, side), colours[:, :3], colours[:, 3:6])
+        return StyleCode(_resized(full_precision(style), side, side), colours[:, :3], colours[:, 3:6])
 
     def forward(self, content: Tensor, code: StyleCode) -> Tensor:
         padded, (height, width) = pad_to_multiple(content, self.stride)
@@ -182,7 +183,7 @@ class Palette(nn.Module):
 
     def forward(self, drawing: Tensor, content: Tensor, colour_mean: Tensor, colour_std: Tensor) -> Tensor:
         """drawing and content [N, 3, H, W], the style's colours two of [N, 3] -> [N, 3, H, W] in [-1, 1]."""
-        drawing = drawing.float()
+        drawing = full_precision(drawing)
         if self.palette == "network":
             return torch.tanh(drawing)
         if self.palette == "content":

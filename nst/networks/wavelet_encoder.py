@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nst.networks.blocks import RunningStandardisation, channel_statistics, conv
-from nst.wavelets import haar_pyramid
+from nst.wavelets import full_precision, haar_pyramid
 
 NUM_LEVELS = 4
 
@@ -83,7 +83,7 @@ class StyleEmbedding(nn.Module):
 
     def forward(self, statistics: Tensor) -> Tensor:
         """statistics [N, F] of `tap_statistics` -> z [N, D], fp32, unit norm."""
-        return F.normalize(self.layers(self.standardise(statistics)).float(), dim=1)
+        return F.normalize(full_precision(self.layers(self.standardise(statistics))), dim=1)
 
 
 class RealnessHeads(nn.Module):

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nst.batch import Batch
 from nst.config import TrainConfig
-from nst.distributed import world_size
+from nst.distributed import gather, world_size
 from nst.networks.build import build_generator
 from nst.networks.style_generator import StyleGenerator
 from nst.stability import Alarms, SuccessGate
@@ -95,10 +95,20 @@ class Objective(ABC):
         cosine = 0.5 * (1 + float(torch.cos(torch.tensor(min(progress, 1.0) * torch.pi))))
         return warmup * (optim.final_lr + (1 - optim.final_lr) * cosine)
 
-    @staticmethod
-    def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    def set_rates(
+        self,
+        progress: float,
+        encoders: Iterable[torch.optim.Optimizer],
+        generator: torch.optim.Optimizer,
+    ) -> Metrics:
+        """Moves the optimisers along the schedule; their learning rates, for the record."""
+        optim, scale = self.config.optim, self.learning_rate_scale(progress)
+        rates = {"encoder": optim.encoder_lr * scale, "generator": optim.generator_lr * scale}
+        for name, optimizers in (("encoder", encoders), ("generator", [generator])):
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rates[name]
+        return {f"optim/{name}_learning_rate": torch.tensor(rate) for name, rate in rates.items()}
 
     # --- for the loop -------------------------------------------------------------------------------
 
@@ -129,9 +139,11 @@ class Objective(ABC):
         return torch.stack(rows, dim=1).float()
 
     def alarm_metrics(self, metrics: Mapping[str, float], batch: Batch) -> dict[str, float]:
-        """The alarms' figures for what a step reported (averaged over ranks), with warnings in the log."""
-        styles = batch.style[: batch.works_per_class * 4 : batch.works_per_class]
-        drawn = self.preview(batch.content[:1], styles)[0]
+        """The alarms' figures for what a step reported (averaged over ranks), with warnings in the log. Every
+        rank must call, and has the same answer: it is about the first content of the global batch in the
+        styles of its first artists."""
+        styles = gather(batch.style[:: batch.works_per_class])[:4]
+        drawn = self.preview(gather(batch.content[:1])[:1], styles)[0]
         sensitivity = float(drawn.std(dim=0, correction=0).mean())
         figures = {"sensitivity": sensitivity} if len(drawn) > 1 else {}
         figures |= {

@@ -82,12 +82,9 @@ class Rgan(Objective):
     def step(self, batch: Batch, progress: float) -> Metrics:
         """Draws the batch, then one step of each discriminator, then one of the generator. The style
         discriminator begins alone where `optim.encoder_images` says so."""
-        optim, scale = self.config.optim, self.learning_rate_scale(progress)
-        self.set_rate(self.generator_optimizer, optim.generator_lr * scale)
-        self.set_rate(self.content_optimizer, optim.encoder_lr * scale)
-        self.set_rate(self.style_optimizer, optim.encoder_lr * scale)
-        rates = {"optim/learning_rate": torch.tensor(optim.generator_lr * scale)}
-        if progress * self.config.num_images < optim.encoder_images:
+        encoders = [self.content_optimizer, self.style_optimizer]
+        rates = self.set_rates(progress, encoders, self.generator_optimizer)
+        if progress * self.config.num_images < self.config.optim.encoder_images:
             return self.style_step(batch, None) | rates
         with self.autocast():
             self.generator.observe(batch.style)
@@ -184,7 +181,7 @@ class Rgan(Objective):
             loss = self._margin_loss(batch, art, *fake)
             return loss, {
                 "style_discriminator/margin": loss.detach(),
-                "encoder/style_cosine": losses.off_diagonal_cosine(art.detach()),
+                "encoder/style_cosine": losses.off_diagonal_cosine(gather(art.detach())),
             }
 
         parts, network = self.config.batch.accumulate, self._style_discriminator

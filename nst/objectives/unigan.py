@@ -73,11 +73,8 @@ class Unigan(Objective):
 
     def step(self, batch: Batch, progress: float) -> Metrics:
         """Draws the batch, then one encoder step and one generator step."""
-        optim, scale = self.config.optim, self.learning_rate_scale(progress)
-        self.set_rate(self.encoder_optimizer, optim.encoder_lr * scale)
-        self.set_rate(self.generator_optimizer, optim.generator_lr * scale)
-        rates = {"optim/learning_rate": torch.tensor(optim.generator_lr * scale)}
-        if progress * self.config.num_images < optim.encoder_images:
+        rates = self.set_rates(progress, [self.encoder_optimizer], self.generator_optimizer)
+        if progress * self.config.num_images < self.config.optim.encoder_images:
             return self.encoder_step(batch, None) | rates
         seen = self._see(batch)
         drawn = stylized = None
@@ -156,8 +153,8 @@ class Unigan(Objective):
                 "encoder/margin": margin.detach(),
                 "encoder/patch": patch.detach(),
                 "encoder/realness_accuracy": torch.stack(right).mean(),
-                "encoder/style_cosine": losses.off_diagonal_cosine(z_art),
-                "encoder/content_cosine": losses.off_diagonal_cosine(h),
+                "encoder/style_cosine": losses.off_diagonal_cosine(gather(z_art)),
+                "encoder/content_cosine": losses.off_diagonal_cosine(gather(h)),
             }
             if guessing is not None:
                 metrics["encoder/guessing"] = metric.detach() / guessing
