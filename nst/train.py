@@ -190,6 +190,11 @@ class Previews:
         content, style = (torch.cat(pictures).add(1).div(2) for pictures in zip(*pairs, strict=True))
         drawn = [objective.preview(*(part.to(objective.device) for part in pair))[0] for pair in pairs]
         stylized = torch.cat(drawn).cpu().clamp(-1, 1).add(1).div(2)
+        if not stylized.isfinite().all():
+            raise ValueError(
+                "the training has diverged: its pictures hold no numbers any more; start another one with "
+                "lower rates (--set optim.generator_lr=..., optim.encoder_lr=...) or --set precision=fp32"
+            )
         distances = {
             "preview/style_distance": style_distance(stylized, style),
             "preview/content_distance": content_distance(stylized, content),

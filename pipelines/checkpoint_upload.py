@@ -37,7 +37,8 @@ class CheckpointUpload:
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
         self._waiting: _Written | None = None
-        self._is_busy = self._is_closed = False
+        self._busy_since: float | None = None
+        self._is_closed = False
         self._refusing_since: float | None = None
         self._error: OSError | None = None
         self._changed = threading.Condition()
@@ -68,20 +69,21 @@ class CheckpointUpload:
             )
             replaced.cleanup.close()
 
-    def flush(self, timeout_s: float) -> None:
-        """Waits until the newest checkpoint is in the store.
+    def flush(self, timeout_s: float) -> bool:
+        """Waits until the newest checkpoint is in the store, at most `timeout_s` seconds; True when it is.
 
         Raises:
-            OSError: it is not, after `timeout_s` seconds.
+            OSError: the store has refused checkpoints for too long.
         """
         with self._changed:
-            self._changed.wait_for(
-                lambda: (self._waiting is None and not self._is_busy) or self._error, timeout_s
-            )
-            is_done = self._waiting is None and not self._is_busy
+            self._changed.wait_for(lambda: self._is_idle or self._error, timeout_s)
+            is_done = self._is_idle
         self._raise_error()
-        if not is_done:
-            raise OSError(f"the last checkpoint did not reach {self._store.uri} within {timeout_s:.0f} s")
+        return is_done
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._waiting is None and self._busy_since is None
 
     def close(self) -> None:
         """Ends the thread and drops what still waits."""
@@ -98,7 +100,7 @@ class CheckpointUpload:
                 self._changed.wait_for(lambda: self._waiting or self._is_closed)
                 if self._is_closed:
                     return
-                written, self._waiting, self._is_busy = self._waiting, None, True
+                written, self._waiting, self._busy_since = self._waiting, None, time.monotonic()
             assert written is not None
             try:
                 self._upload(written)
@@ -108,7 +110,7 @@ class CheckpointUpload:
                 with contextlib.suppress(OSError):
                     written.cleanup.close()
                 with self._changed:
-                    self._is_busy = False
+                    self._busy_since = None
                     self._changed.notify_all()
 
     def _upload(self, written: _Written) -> None:
@@ -133,6 +135,7 @@ class CheckpointUpload:
 
     def _raise_error(self) -> None:
         if self._error is not None:
-            raise OSError(
-                f"no checkpoint reached {self._store.uri} for {SECONDS_WITHOUT_STORE / 60:.0f} minutes"
-            ) from self._error
+            raise OSError(f"checkpoints do not reach {self._store.uri}: {self._error}") from self._error
+        busy_since = self._busy_since
+        if busy_since is not None and time.monotonic() - busy_since > SECONDS_WITHOUT_STORE:
+            raise OSError(f"{self._store.uri} has not taken a checkpoint for {SECONDS_WITHOUT_STORE:.0f} s")

@@ -47,14 +47,14 @@ class NodeMetrics:
             self._thread.join(timeout=SECONDS_BETWEEN_SAMPLES)
 
     def _work(self) -> None:
-        try:
-            metrics = SystemMetrics(self._node)
-            while not self._has_ended.wait(SECONDS_BETWEEN_SAMPLES):
+        metrics = SystemMetrics(self._node)
+        while not self._has_ended.wait(SECONDS_BETWEEN_SAMPLES):
+            try:
                 sample = metrics.sample()
                 if self._run is None:
                     self._board.add_sample.remote(sample)
                 else:
                     others: dict[str, float] = ray.get(self._board.take_samples.remote(), timeout=5)
                     self._run.log_metrics({**others, **sample}, step=self._state.num_images_seen)
-        except (RayError, OSError) as error:  # a comfort: its loss must not end a training
-            log.warning("no more system metrics from %s: %s", self._node, error)
+            except (RayError, OSError) as error:  # a comfort: its loss must not end a training
+                log.warning("a sample of system metrics from %s is lost: %s", self._node, error)

@@ -7,7 +7,7 @@ import ray
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Lives on the driver's node, which is not one that is taken away."""
+    """Lives on the driver's node, and as long as the driver."""
 
     def __init__(self) -> None:
         self._sign_of_life, self._seen = 0, 0
@@ -23,7 +23,7 @@ class ProgressBoard:
         return self._is_stop_wanted
 
     def ask_to_stop(self) -> None:
-        """The driver is interrupted: a checkpoint, and the end."""
+        """A checkpoint, and the end of this life of the workers."""
         self._is_stop_wanted = True
 
     def write(self, num_images_seen: int, figures: dict[str, str]) -> None:
@@ -35,7 +35,7 @@ class ProgressBoard:
         return self._sign_of_life, self._seen, self._figures
 
     def complain(self, text: str) -> None:
-        """Why a worker ends itself; the first to say so knows best."""
+        """Why a worker ends itself; the first to say so is heard."""
         self._complaint = self._complaint or text
 
     def complaint(self) -> str | None:

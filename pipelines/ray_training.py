@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import PreemptionError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from infra import cluster, scratch
+from infra.cluster_nodes import Demand, room_for, wait_for_room
 from pipelines.checkpoint_store import CheckpointStore
 from pipelines.console import Progress, StageFailed, interruptible, say
 from pipelines.progress_board import ProgressBoard
@@ -25,11 +27,18 @@ from pipelines.train_worker import WorkerSettings, train_on_worker
 
 log = logging.getLogger(__name__)
 
-SECONDS_TO_START = 120.0  # the workers' processes, once their nodes are there
+SECONDS_TO_START = 120.0  # the workers' processes, once there is room for them
 SECONDS_TO_STOP = 30.0  # at a checkpoint, when the driver is interrupted
-SECONDS_BETWEEN_RESIZES = 60.0
-# A hundredth less than a CPU, so that beside N workers a node of N CPUs has room for the driver of the job.
-CPUS_PER_WORKER = 0.99
+SECONDS_TO_SETTLE = 10.0  # until Ray has what an ended life of the workers had taken
+SECONDS_BETWEEN_LOOKS_FOR_ROOM = 20.0
+SECONDS_OF_GRACE = 120.0  # for a checkpoint on its way while a node goes
+SECONDS_WITHOUT_STORE = 600.0
+SECONDS_BETWEEN_TRIES = 10.0
+# Less than a CPU, so that beside N workers a node of N CPUs has room for the driver of the job; and exact in
+# binary, since Ray adds and divides it.
+CPUS_PER_WORKER = 63 / 64
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,24 +46,43 @@ class Workers:
     """What the workers are to be: settings of a run, never part of its configuration.
 
     Attributes:
-        num_workers: (least, most).
+        sizes: how many there may be, in rising order: those that are wanted and can share a batch.
         max_restarts: in a row, without a new checkpoint between them.
-        wait_for_nodes_s: how long an autoscaler may take for the nodes.
+        wait_for_nodes_s: how long an autoscaler may take for the nodes of the smallest size.
         are_here: on this machine's own Ray, which nobody else starts, drains or takes away.
     """
 
-    num_workers: tuple[int, int]
+    sizes: tuple[int, ...]
     use_gpu: bool
     max_restarts: int
     wait_for_nodes_s: float
     are_here: bool
 
+    @property
+    def demand(self) -> Demand:
+        return Demand(
+            num_workers=(self.sizes[0], self.sizes[-1]),
+            gpus_per_worker=int(self.use_gpu),
+            cpus_per_worker=CPUS_PER_WORKER,
+        )
+
+    def best_size(self, room: int) -> int:
+        """The largest that fits, 0 if none does."""
+        return max((size for size in self.sizes if size <= room), default=0)
+
+
+class _Planned(Exception):
+    """A life of the workers that ended as agreed: at a checkpoint, to go on with others."""
+
 
 def fit(settings: WorkerSettings, workers: Workers) -> int:
-    """Trains to the end, through restarts, from the newest checkpoint if there is one.
+    """Trains to the end, through restarts, from the newest checkpoint if there is one. With several sizes
+    each life of the workers has the largest there is room for, and ends at a checkpoint when there is room
+    for a larger one.
 
     Returns:
-        How often the workers had to be restarted. A node that is taken away with notice does not count.
+        How often the workers had to be restarted. A node that is taken away with notice does not count, nor
+        does a change of size.
 
     Raises:
         StageFailed: the workers failed more often than allowed, never came, or stood still.
@@ -63,13 +91,22 @@ def fit(settings: WorkerSettings, workers: Workers) -> int:
     """
     num_images = settings.identity["config"]["num_images"]
     store = CheckpointStore(settings.checkpoints_uri)
-    num_restarts = num_in_vain = 0
+    num_restarts = num_in_vain = size = 0
     done = _images_in(store)
     while done < num_images:
-        problem = _try_to_fit(settings, workers, num_images, done)
-        before, done = done, _images_in(store)
-        if problem is None and done > before:
-            continue  # done; or all went as agreed when a node was about to go
+        size = _wait_for_size(workers, size)
+        before = done
+        try:
+            problem = _live(settings, workers, size, num_images, done)
+        except _Planned as end:
+            say(f"{end}; going on from {_images_in(store)} images")
+            done = _images_in(store)
+            continue
+        done = _images_in(store)
+        if done >= num_images:
+            break
+        if problem is None and done > before:  # a node was about to go, and Ray Train saw the end of the work
+            continue
         problem = problem or "the workers ended without a new checkpoint"
         num_in_vain = 0 if done > before else num_in_vain + 1
         if num_in_vain > workers.max_restarts:
@@ -79,11 +116,35 @@ def fit(settings: WorkerSettings, workers: Workers) -> int:
     return num_restarts
 
 
-def _try_to_fit(settings: WorkerSettings, workers: Workers, num_images: int, done: int) -> str | None:
-    """One life of Ray Train's controller; what ended it too early, in one line."""
-    least, most = workers.num_workers
-    start_timeout_s = max(workers.wait_for_nodes_s, SECONDS_TO_START)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout_s)
+def _wait_for_size(workers: Workers, former: int) -> int:
+    """How many workers to start now. `former`: how many there were before, which may come back in a moment.
+
+    Raises:
+        StageFailed: there is no room for the fewest, and none came.
+    """
+    deadline = time.monotonic() + (SECONDS_TO_SETTLE if former else 0.0)
+    wanted = former or workers.sizes[-1]
+    while (size := workers.best_size(room_for(workers.demand).now)) < wanted and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if not size:
+        patience_s = max(workers.wait_for_nodes_s, SECONDS_TO_START)
+        say(f"waiting for room for {workers.sizes[0]} workers, up to {patience_s:.0f} s")
+        with interruptible():
+            if not wait_for_room(workers.demand, patience_s, tell=lambda seconds: None):
+                raise StageFailed(
+                    f"no room for {workers.sizes[0]} workers in {patience_s:.0f} s; the same command goes on"
+                )
+        size = workers.best_size(room_for(workers.demand).now) or workers.sizes[0]
+    return size
+
+
+def _live(settings: WorkerSettings, workers: Workers, size: int, num_images: int, done: int) -> str | None:
+    """One life of `size` workers; what ended it too early, in one line.
+
+    Raises:
+        _Planned: nothing did, and yet it is not the end.
+    """
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(SECONDS_TO_START)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(2 * settings.hang_timeout_s)
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "2"
@@ -91,7 +152,6 @@ def _try_to_fit(settings: WorkerSettings, workers: Workers, num_images: int, don
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if workers.are_here else "1"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ProgressBoard.options(scheduling_strategy=here).remote()
-    resources = {"CPU": CPUS_PER_WORKER, **({"GPU": 1.0} if workers.use_gpu else {})}
     # Checkpoints are in our own store: what Ray Train keeps for itself is nothing that has to last.
     with scratch.folder("nst-ray-train-") as folder:
         trainer = TorchTrainer(
@@ -99,24 +159,31 @@ def _try_to_fit(settings: WorkerSettings, workers: Workers, num_images: int, don
             train_loop_config={"settings": settings, "board": board},
             torch_config=TorchConfig(timeout_s=round(settings.hang_timeout_s)),
             scaling_config=ScalingConfig(
-                num_workers=least if least == most else (least, most),
-                # what a resize costs is the time since the last checkpoint
-                elastic_resize_monitor_interval_s=min(settings.checkpoint_seconds, SECONDS_BETWEEN_RESIZES),
-                use_gpu=workers.use_gpu,
-                resources_per_worker=resources,
+                num_workers=size, use_gpu=workers.use_gpu, resources_per_worker=workers.demand.bundle
             ),
             run_config=RunConfig(
                 name="run",
                 storage_path=folder,
                 # Whether to try again is decided by what was achieved, and here.
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                failure_config=FailureConfig(
+                    max_failures=0,
+                    controller_failure_limit=0,
+                    max_preemption_failures=0,
+                    preemption_grace_s=SECONDS_OF_GRACE,
+                ),
             ),
         )
-        patience_s = (workers.max_restarts + 1) * start_timeout_s + settings.hang_timeout_s
+        follower = _Follower(board, settings, workers, size)
         try:
-            _follow(_in_background(trainer.fit), board, num_images, done, patience_s)
+            follower.follow(_in_background(trainer.fit), num_images, done)
+        except PreemptionError as error:
+            if error.drain_timed_out:
+                return "a node went before its workers could stop"
+            raise _Planned("a node is about to go") from error
         except TrainingFailedError as error:
             return _complaint_on(board) or _in_one_line(error)
+        if follower.is_growing:
+            raise _Planned(f"there is room for more than {size} workers")
     return None
 
 
@@ -134,44 +201,68 @@ def _in_background(function: Callable[[], Any]) -> Future[Any]:
     return future
 
 
-def _follow(training: Future[Any], board: Any, num_images: int, done: int, patience_s: float) -> None:
-    """Shows what rank 0 writes on the board until the training has ended; raises what that raised.
+class _Follower:
+    """Follows one life of the workers from the driver.
 
-    Raises:
-        StageFailed: nothing was written for `patience_s` seconds: Ray Train would wait without end.
-        KeyboardInterrupt: Ctrl-C or SIGTERM. The workers make a checkpoint before, unless it comes twice.
+    Attributes:
+        is_growing: they were asked to stop, since more of them have room now.
     """
-    first_sign, last_sign, last_change = None, None, time.monotonic()
-    interrupted_at: float | None = None
-    with Progress("train", total=num_images, initial=done) as progress, interruptible():
-        shown = done
-        while not training.done():
-            try:
-                wait([training], timeout=0.5)
-                sign, seen, figures = _read(board) or (last_sign, shown, {})
-                now = time.monotonic()
-                first_sign = sign if first_sign is None else first_sign
-                if sign != last_sign:
-                    last_sign, last_change = sign, now
-                if now - last_change > patience_s:
-                    raise StageFailed(
-                        f"no worker gave a sign of life for {patience_s:.0f} s; are their nodes there? The "
-                        "same command goes on"
-                    )
-                if interrupted_at is not None and now - interrupted_at > SECONDS_TO_STOP:
-                    raise KeyboardInterrupt
-                progress.advance(max(seen - shown, 0), **figures)
-                shown = max(seen, shown)
-            except KeyboardInterrupt:
-                is_at_work = last_sign != first_sign
-                if interrupted_at is not None or not is_at_work:
-                    raise
-                interrupted_at = time.monotonic()
-                board.ask_to_stop.remote()
-                say("stopping at a checkpoint; once more stops at once")
-    if interrupted_at is not None:
-        raise KeyboardInterrupt
-    training.result()
+
+    def __init__(self, board: Any, settings: WorkerSettings, workers: Workers, size: int) -> None:
+        self.is_growing = False
+        self._board, self._workers, self._size = board, workers, size
+        self._patience_s = SECONDS_TO_START + 2 * settings.hang_timeout_s + SECONDS_OF_GRACE
+
+    def follow(self, training: Future[Any], num_images: int, done: int) -> None:
+        """Shows what rank 0 writes on the board until the training has ended; raises what that raised.
+
+        Raises:
+            StageFailed: nothing was written for too long: Ray Train would wait without end.
+            KeyboardInterrupt: Ctrl-C or SIGTERM. The workers make a checkpoint before, unless it comes twice.
+        """
+        first_sign, last_sign, last_change = None, None, time.monotonic()
+        interrupted_at: float | None = None
+        last_look = time.monotonic()
+        with Progress("train", total=num_images, initial=done) as progress, interruptible():
+            shown = done
+            while not training.done():
+                try:
+                    wait([training], timeout=0.5)
+                    sign, seen, figures = _read(self._board) or (last_sign, shown, {})
+                    now = time.monotonic()
+                    first_sign = sign if first_sign is None else first_sign
+                    if sign != last_sign:
+                        last_sign, last_change = sign, now
+                    is_at_work = last_sign != first_sign
+                    if now - last_change > self._patience_s:
+                        raise StageFailed(
+                            f"no sign of life from the workers for {self._patience_s:.0f} s; the same "
+                            "command goes on"
+                        )
+                    if interrupted_at is not None and now - interrupted_at > SECONDS_TO_STOP:
+                        say("the workers did not stop in time: what came after the last checkpoint is lost")
+                        raise KeyboardInterrupt
+                    if is_at_work and now - last_look > SECONDS_BETWEEN_LOOKS_FOR_ROOM:
+                        last_look = now
+                        self._grow_if_there_is_room()
+                    progress.advance(max(seen - shown, 0), **figures)
+                    shown = max(seen, shown)
+                except KeyboardInterrupt:
+                    if interrupted_at is not None or last_sign == first_sign:
+                        raise
+                    interrupted_at = time.monotonic()
+                    self._board.ask_to_stop.remote()
+                    say("stopping at a checkpoint; once more stops at once")
+        if interrupted_at is not None:
+            raise KeyboardInterrupt
+        training.result()
+
+    def _grow_if_there_is_room(self) -> None:
+        if self.is_growing or self._size == self._workers.sizes[-1]:
+            return
+        if self._workers.best_size(self._size + room_for(self._workers.demand).now) > self._size:
+            self.is_growing = True
+            self._board.ask_to_stop.remote()
 
 
 def _read(board: Any) -> tuple[int, int, dict[str, Any]] | None:
@@ -189,8 +280,21 @@ def _complaint_on(board: Any) -> str | None:
 
 
 def _images_in(store: CheckpointStore) -> int:
-    found = store.stored()
+    found = patiently(store.stored)
     return found[0].num_images_seen if found else 0
+
+
+def patiently(request: Callable[[], Result]) -> Result:
+    """What the training's store answers; it may be away for some minutes."""
+    deadline = time.monotonic() + SECONDS_WITHOUT_STORE
+    while True:
+        try:
+            return request()
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("%s; trying again", error)
+            time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def _in_one_line(error: TrainingFailedError) -> str:
@@ -201,14 +305,15 @@ def _in_one_line(error: TrainingFailedError) -> str:
     """
     if not isinstance(error, WorkerGroupError):
         return " ".join(str(getattr(error, "controller_failure", error)).split())[:500]
-    failures = sorted(error.worker_failures.items())
-    for _, failure in failures:
-        cause = getattr(failure, "_base_exc", None)
-        if isinstance(cause, ValueError) and cluster.was_raised_by_us(str(failure)):
-            raise ValueError(str(cause)) from error
-    deaths = [(rank, failure) for rank, failure in failures if isinstance(failure, RayActorError)]
-    rank, failure = (deaths or failures)[0]
-    what = "died" if deaths else "failed"
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    # a traceback ends with its error; what Ray says of a death begins with it
-    return f"worker {rank} {what}: {lines[0 if deaths else -1] if lines else type(failure).__name__}"
+    failures = {
+        rank: getattr(failure, "health_check_failure", failure)  # Ray wraps what it says of a death
+        for rank, failure in sorted(error.worker_failures.items())
+    }
+    for failure in failures.values():
+        # the group's error has the traceback, the failure itself has none any more
+        if isinstance(failure, ValueError) and cluster.was_raised_by_us(str(error)):
+            raise ValueError(str(failure)) from error
+    deaths = {rank: failure for rank, failure in failures.items() if isinstance(failure, RayActorError)}
+    rank, failure = next(iter((deaths or failures).items()))
+    lines = str(failure).strip().splitlines() or [type(failure).__name__]
+    return f"worker {rank} {'died' if deaths else 'failed'}: {lines[0].strip()}"

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import click
 
 from infra import cluster, places, scratch, storage, tracking
+from infra.cluster_nodes import living_nodes
 from nst.checkpoint import CONFIG_FILE
 from nst.config import to_dict
 from nst.corpus import Corpus
 from nst.presets import PRESETS, resolve_config
 from pipelines import preflight
-from pipelines.checkpoint_store import CheckpointStore
+from pipelines.checkpoint_store import CheckpointStore, StoredCheckpoint
 from pipelines.console import Stage, StageFailed, interruptible, say
 from pipelines.lineage import code_digest
-from pipelines.ray_training import CPUS_PER_WORKER, Workers, fit
+from pipelines.ray_training import Workers, fit, patiently
 from pipelines.registration import register_checkpoint
 from pipelines.train_worker import WorkerSettings
 from pipelines.training_record import Training, code_version, read_known_run, write_known_run
@@ -190,28 +191,23 @@ def train(
         say(f"{training.uri} is finished; another --name trains anew")
         return known["result"]
     # what only the workers would find out, after they have been paid for
-    world_sizes = training.world_sizes(num_workers)
+    sizes = training.sizes(num_workers)
     tracking.require_lasting_store()
     is_tracked = check_tracking(known)
-    info = cluster.connect(min_cpus=num_workers[0])
-    use_gpu = choose_device(info, device)
-    demand = preflight.Demand(
-        num_workers=num_workers, gpus_per_worker=int(use_gpu), cpus_per_worker=CPUS_PER_WORKER
-    )
-    corpora = {"content": training.content, "style": training.style}
-    preflight.check(
-        training.uri,
-        corpora=corpora,
-        demand=demand,
-        wait_for_nodes_s=wait_for_nodes_s,
-        with_tracking=is_tracked,
-    )
+    info = cluster.connect(min_cpus=sizes[0])
     workers = Workers(
-        num_workers=num_workers,
-        use_gpu=use_gpu,
+        sizes=sizes,
+        use_gpu=choose_device(info, device),
         max_restarts=max_restarts,
         wait_for_nodes_s=wait_for_nodes_s,
         are_here=info.is_local,
+    )
+    preflight.check(
+        training.uri,
+        corpora={"content": training.content, "style": training.style},
+        demand=workers.demand,
+        wait_for_nodes_s=wait_for_nodes_s,
+        with_tracking=is_tracked,
     )
     run = start_run(training, known, num_workers)
     settings = WorkerSettings(
@@ -222,10 +218,15 @@ def train(
         num_loader_workers=loader_workers,
         checkpoint_seconds=checkpoint_seconds,
         hang_timeout_s=hang_timeout_s,
-        num_threads=num_threads or known.get("num_threads") or max(1, info.num_cpus // num_workers[1]),
-        world_sizes=world_sizes,
+        num_threads=num_threads or known.get("num_threads") or threads_for_each(sizes[-1]),
     )
     return run_training(training, run, settings, workers, model_name)
+
+
+def threads_for_each(num_workers: int) -> int:
+    """The cluster's CPUs shared among the workers, as far as one node has them."""
+    nodes = [int(node.total.get("CPU", 0)) for node in living_nodes()]
+    return max(1, min(sum(nodes) // num_workers, max(nodes, default=1)))
 
 
 def open_corpus(uri: str, role: str) -> Corpus:
@@ -277,18 +278,22 @@ def run_training(
 ) -> dict[str, Any]:
     """Everything between a training that may begin and a registered version."""
     num_threads = settings.num_threads
-    write_known_run(training, run.run_id, "RUNNING", num_threads)
-    numbers = " to ".join(map(str, dict.fromkeys(workers.num_workers)))
+    numbers = " or ".join(map(str, workers.sizes))
     say(f"training {training.uri}: {numbers} x {'GPU' if workers.use_gpu else 'CPU'}")
     try:
+        write_known_run(training, run.run_id, "RUNNING", num_threads)
         with interruptible():
-            num_restarts = fit(settings, workers)
+            num_restarts, newest = fit_and_publish(training, settings, workers)
             run.set_tags({"nst.restarts": str(num_restarts)})
-            summary = publish_and_register(training, run.run_id, model_name)
+            summary = register(training, run.run_id, newest, model_name)
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        try:
+            write_known_run(training, run.run_id, status, num_threads)
+        except OSError as other:
+            log.warning("%s still says RUNNING: %s", training.uri, other)
+        cluster.disconnect()  # or a worker that is just starting would say RUNNING to MLflow after us
         run.finish(status)
-        write_known_run(training, run.run_id, status, num_threads)
         raise
     run.finish("FINISHED")
     summary = {**summary, "num_restarts": num_restarts}
@@ -299,17 +304,31 @@ def run_training(
     return summary
 
 
-def publish_and_register(training: Training, run_id: str, model_name: str) -> dict[str, Any]:
-    """The newest checkpoint, copied to where users look for it (config.json last), as the next version."""
+def fit_and_publish(
+    training: Training, settings: WorkerSettings, workers: Workers
+) -> tuple[int, StoredCheckpoint]:
+    """Trains until the last checkpoint is whole, and copies it to where users look for it."""
     store = CheckpointStore(training.checkpoints_uri)
-    with scratch.folder("nst-publish-") as folder:
-        newest = store.fetch_newest(folder)
-        if newest is None:
-            raise StageFailed("the training ended without a checkpoint")
-        for name in sorted(newest.sha256, key=lambda name: name == CONFIG_FILE):
-            storage.upload_file(str(Path(folder, name)), storage.join(training.checkpoint_uri, name))
+    num_restarts = 0
+    while True:
+        num_restarts += fit(settings, workers)
+        with scratch.folder("nst-publish-") as folder:
+            newest = patiently(lambda: store.fetch_newest(folder))
+            if newest is None:
+                raise StageFailed("the training ended without a checkpoint")
+            if newest.num_images_seen < training.config.num_images:
+                continue  # the last one was damaged
+            for name in sorted(newest.sha256, key=lambda name: name == CONFIG_FILE):  # that is the last
+                path, uri = str(Path(folder, name)), storage.join(training.checkpoint_uri, name)
+                patiently(lambda path=path, uri=uri: storage.upload_file(path, uri))
+            return num_restarts, newest
+
+
+def register(training: Training, run_id: str, newest: StoredCheckpoint, model_name: str) -> dict[str, Any]:
+    """The published checkpoint as the model's next version."""
     wait_for_mlflow()
     version = register_checkpoint(training.checkpoint_uri, run_id=run_id, model_name=model_name)
+    store = CheckpointStore(training.checkpoints_uri)
     best = store.best()
     return {
         "run_id": run_id,

@@ -6,8 +6,6 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +24,19 @@ from nst.config import TrainConfig, from_dict
 from nst.corpus import Corpus
 from nst.images import to_uint8
 from nst.objectives.objective import Objective
-from nst.train import Previews, TrainState, prepare, state_to_dict, train
+from nst.train import Previews, Session, TrainState, prepare, state_to_dict, train
 from pipelines.checkpoint_store import CheckpointStore
 from pipelines.checkpoint_upload import CheckpointUpload
-from pipelines.lookout import Lookout, form_group, keep_watch
+from pipelines.lookout import Lookout
 from pipelines.node_metrics import NodeMetrics
 from pipelines.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 SECONDS_FOR_LAST_CHECKPOINT = 600.0
-SECONDS_FOR_LAST_FIGURES = 120.0
+SECONDS_FOR_LAST_FIGURES = 600.0
+SECONDS_TO_CLOSE = 10.0
+SECONDS_BETWEEN_SIGNS = 5.0
 SECONDS_FOR_THE_BOARD = 10.0
 
 
@@ -51,7 +51,6 @@ class WorkerSettings:
         checkpoint_seconds: between checkpoints beside those of the configuration.
         hang_timeout_s: a rank without a step for so long is ended.
         num_threads: of PyTorch on a CPU. Sums depend on it, so it is the same wherever the rank runs.
-        world_sizes: the numbers of ranks that can share a batch, in rising order.
     """
 
     identity: dict[str, Any]
@@ -62,7 +61,6 @@ class WorkerSettings:
     checkpoint_seconds: float
     hang_timeout_s: float
     num_threads: int
-    world_sizes: tuple[int, ...]
 
 
 class RayHooks:
@@ -135,64 +133,76 @@ class RayHooks:
             return False
 
     def finish(self) -> None:
-        """Waits for what is on its way, checkpoints first: rank 0 alone has some."""
+        """Waits for what is on its way, checkpoints first; rank 0 alone has some.
+
+        Raises:
+            OSError: the last checkpoint did not reach the store.
+        """
         self._watchdog.stop()
-        self._lookout.close()
-        if self._upload is not None:
-            self._upload.flush(SECONDS_FOR_LAST_CHECKPOINT)
+        deadline = time.monotonic() + SECONDS_FOR_LAST_CHECKPOINT
+        while self._upload is not None and not self._upload.flush(SECONDS_BETWEEN_SIGNS):
+            self._report()  # a slow store is no reason to be taken for dead
+            if time.monotonic() > deadline:
+                raise OSError("the last checkpoint did not reach the store in time")
+        deadline = time.monotonic() + SECONDS_FOR_LAST_FIGURES
+        while self._run is not None and not self._run.flush(SECONDS_BETWEEN_SIGNS):
+            self._report()
+            if time.monotonic() > deadline:
+                return  # what is left is said when the run is closed
 
 
 def train_on_worker(given: dict[str, Any]) -> None:
-    """One rank of the training, from the newest whole checkpoint if there is one, to the end or to the notice
-    that a node will go."""
+    """One rank of the training, from the newest whole checkpoint if there is one, to the end or until all
+    stop together."""
     settings: WorkerSettings = given["settings"]
-    torch.set_num_threads(settings.num_threads)
-    if not form_group(settings.world_sizes, settings.hang_timeout_s):
-        keep_watch()  # a spare
-        return
     board, rank = given["board"], ray.train.get_context().get_world_rank()
-    is_first = rank == 0
-    config: TrainConfig = from_dict(TrainConfig, settings.identity["config"])
-    content, style = (_open_corpus(settings.identity[role]) for role in ("content", "style"))
-    store = CheckpointStore(settings.checkpoints_uri)
-    with _newest_checkpoint(store, is_first) as checkpoint_dir:
-        session = prepare(
-            config,
-            content,
-            style,
-            device=get_device(),
-            checkpoint_dir=checkpoint_dir,
-            num_loader_workers=settings.num_loader_workers,
-        )
-    previews = Previews.choose(config, content, style)
-    run = upload = None
-    if is_first:
-        run = tracking.TrackedRun.start("training", run_id=settings.run_id, uri=settings.tracking_uri)
-        upload = CheckpointUpload(store)
-    watchdog = Watchdog(settings.hang_timeout_s, lambda text: board.complain.remote(f"worker {rank}: {text}"))
-    with watchdog, NodeMetrics(board, run, session.state):
+    torch.set_num_threads(settings.num_threads)
+    with Watchdog(
+        settings.hang_timeout_s, lambda text: board.complain.remote(f"worker {rank}: {text}")
+    ) as watchdog:
+        store = CheckpointStore(settings.checkpoints_uri)
+        with scratch.folder("nst-resume-") as folder:
+            is_there = _fetch_newest(store, folder)
+            session, previews = _prepare(settings, folder if is_there else None)
+        run = upload = None
+        if rank == 0:
+            run = tracking.TrackedRun.start("training", run_id=settings.run_id, uri=settings.tracking_uri)
+            upload = CheckpointUpload(store)
         hooks = RayHooks(settings, run, upload, board, previews, watchdog)
         try:
-            train(session, hooks)
-            hooks.finish()
+            with NodeMetrics(board, run, session.state):
+                train(session, hooks)
+                hooks.finish()
         finally:
+            watchdog.stop()
             if upload is not None:
                 upload.close()
             if run is not None:
-                run.finish(None, SECONDS_FOR_LAST_FIGURES)  # the status is the driver's to say
+                run.finish(None, SECONDS_TO_CLOSE)  # the status is the driver's to say
 
 
-@contextmanager
-def _newest_checkpoint(store: CheckpointStore, is_first: bool) -> Iterator[str | None]:
-    """A folder with the newest whole checkpoint, None if there is none. Rank 0 chooses, for all ranks."""
-    with scratch.folder("nst-resume-") as folder:
-        chosen = store.fetch_newest(folder) if is_first else None
-        name = broadcast_from_rank_zero(chosen.name if chosen else None)
-        if name is not None and not is_first:
-            store.fetch(name, folder)
-        if is_first:
-            log.info("training from %s", f"checkpoint {name}" if name else "the start")
-        yield folder if name is not None else None
+def _fetch_newest(store: CheckpointStore, folder: str) -> bool:
+    """Copies the newest whole checkpoint into `folder`; False if there is none. Rank 0 chooses it for all."""
+    is_first = ray.train.get_context().get_world_rank() == 0
+    chosen = store.fetch_newest(folder) if is_first else None
+    name: str | None = broadcast_from_rank_zero(chosen.name if chosen else None)
+    if name is not None and not is_first:
+        store.fetch(name, folder)
+    return name is not None
+
+
+def _prepare(settings: WorkerSettings, checkpoint_dir: str | None) -> tuple[Session, Previews]:
+    config: TrainConfig = from_dict(TrainConfig, settings.identity["config"])
+    content, style = (_open_corpus(settings.identity[role]) for role in ("content", "style"))
+    session = prepare(
+        config,
+        content,
+        style,
+        device=get_device(),
+        checkpoint_dir=checkpoint_dir,
+        num_loader_workers=settings.num_loader_workers,
+    )
+    return session, Previews.choose(config, content, style)
 
 
 def _open_corpus(known: dict[str, str]) -> Corpus:

@@ -50,20 +50,21 @@ class Training:
             "style": {"uri": self.style.uri, "digest": self.style.manifest.digest},
         }
 
-    def world_sizes(self, num_workers: tuple[int, int]) -> tuple[int, ...]:
-        """The numbers of workers that can share a batch, up to the most wanted, in rising order.
+    def sizes(self, num_workers: tuple[int, int]) -> tuple[int, ...]:
+        """The numbers of workers among those wanted (least, most) that can share a batch, in rising order.
 
         Raises:
-            ValueError: a fixed number of workers that cannot, or corpora without samples.
+            ValueError: there is none, or the corpora have no samples.
         """
         least, most = num_workers
+        labels, batch = self.style.label_runs, self.config.batch
+        sizes = {largest_world_size(labels, batch, size) for size in range(least, most + 1)}
+        wanted = tuple(sorted(size for size in sizes if size >= least))
+        # says why where there is none
         DynamicBatchSampler.for_corpora(
-            self.content, self.style, self.config.batch, self.config.seed, most if least == most else 1
+            self.content, self.style, batch, self.config.seed, wanted[0] if wanted else least
         )
-        sizes = (
-            largest_world_size(self.style.label_runs, self.config.batch, size) for size in range(1, most + 1)
-        )
-        return tuple(sorted(set(sizes)))
+        return wanted
 
 
 def read_known_run(training: Training) -> dict[str, Any]:
@@ -75,13 +76,19 @@ def read_known_run(training: Training) -> dict[str, Any]:
     uri = storage.join(training.uri, RECORD_FILE)
     if not storage.exists(uri):
         return {}
-    known = json.loads(storage.read_bytes(uri))
+    try:
+        known = json.loads(storage.read_bytes(uri))
+        identity, status, driver = known["identity"], known["status"], known["driver"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{uri} is no record of this version's trainings ({error!r}); give this training another --name"
+        ) from None
     for part, value in training.identity().items():
-        if known["identity"][part] != value:
+        if identity.get(part) != value:
             raise ValueError(
                 f"{training.uri} was started with another {part}; give this training another --name"
             )
-    if known["status"] == "RUNNING" and is_alive(known["driver"]):
+    if status == "RUNNING" and is_alive(driver):
         raise ValueError(f"{training.uri} is being trained now, by process {known['driver']['pid']} here")
     return known
 

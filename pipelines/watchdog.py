@@ -18,8 +18,8 @@ class Watchdog:
 
     def __init__(self, timeout_s: float, tell: Callable[[str], object]) -> None:
         self._timeout_s, self._tell = timeout_s, tell
-        self._last_beat = time.monotonic()
         self._has_ended = threading.Event()
+        self.beat()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def __enter__(self) -> Watchdog:
@@ -41,6 +41,8 @@ class Watchdog:
         while not self._has_ended.wait(min(1.0, self._timeout_s / 10)):
             if time.monotonic() - self._last_beat > self._timeout_s:
                 faulthandler.dump_traceback()
-                self._tell(f"no step in {self._timeout_s:g} s (--hang-timeout)")
-                time.sleep(SECONDS_TO_TELL)
-                os._exit(EXIT_CODE)
+                try:
+                    self._tell(f"no step in {self._timeout_s:g} s (--hang-timeout)")
+                    time.sleep(SECONDS_TO_TELL)
+                finally:
+                    os._exit(EXIT_CODE)

@@ -67,15 +67,15 @@ class TrialCluster:
     corpora: tuple[str, str]
     environment: dict[str, str] = field(repr=False)
 
-    def train(self, name: str, *options: str) -> Submitted:
+    def train(self, name: str, *options: str, num_images: int = NUM_IMAGES) -> Submitted:
         """`nst submit -- train …` in a process of its own."""
         verb = ["train", "--content", self.corpora[0], "--style", self.corpora[1], *TINY]
-        verb += ["--out", f"{self.root}/runs", "--name", name, "--images", str(NUM_IMAGES)]
+        verb += ["--out", f"{self.root}/runs", "--name", name, "--images", str(num_images)]
         verb += ["--num-workers", "2", "--threads", "1", "--hang-timeout", "60"]
         verb += ["--set", f"checkpoint_every={IMAGES_A_CHECKPOINT}"]
-        verb += ["--set", f"log_every={IMAGES_A_FIGURE}", "--set", f"preview_every={NUM_IMAGES}", *options]
+        verb += ["--set", f"log_every={IMAGES_A_FIGURE}", "--set", f"preview_every={num_images}", *options]
         command = [sys.executable, "-m", "pipelines.cli", "submit", "--working-dir", str(REPOSITORY)]
-        return Submitted(trial=self, name=name, command=[*command, "--", *verb])
+        return Submitted(trial=self, name=name, num_images=num_images, command=[*command, "--", *verb])
 
     def processes(self, part: str) -> list[psutil.Process]:
         """Those of the cluster's nodes whose command line has `part` in it."""
@@ -111,6 +111,7 @@ class Submitted:
 
     trial: TrialCluster
     name: str
+    num_images: int
     command: list[str] = field(repr=False)
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
@@ -147,7 +148,7 @@ class Submitted:
             cwd=REPOSITORY,
         )
 
-    def num_images(self) -> int:
+    def num_images_saved(self) -> int:
         """In the newest checkpoint."""
         found = self.store.stored()
         return found[0].num_images_seen if found else 0
@@ -157,7 +158,9 @@ class Submitted:
         assert self.process is not None
         process = self.process
         wait_for(
-            lambda: self.num_images() >= share * NUM_IMAGES or process.poll() is not None, seconds, "progress"
+            lambda: self.num_images_saved() >= share * self.num_images or process.poll() is not None,
+            seconds,
+            "progress",
         )
         assert process.poll() is None, process.communicate()[0]
 
@@ -192,7 +195,7 @@ class Outcome:
         assert runs[0].info.run_id == self.record["run_id"]
         history = client.get_metric_history(self.record["run_id"], "generator/bands")
         assert [figure.step for figure in history] == list(
-            range(IMAGES_A_FIGURE, NUM_IMAGES + 1, IMAGES_A_FIGURE)
+            range(IMAGES_A_FIGURE, self.training.num_images + 1, IMAGES_A_FIGURE)
         )
 
     def assert_nothing_is_left(self) -> None:

@@ -21,7 +21,6 @@ from tests.fault_proxy import Fault, always
 from tests.servers import S3Server
 from tests.trial_cluster import (
     IMAGES_A_CHECKPOINT,
-    NUM_IMAGES,
     Outcome,
     Submitted,
     TrialCluster,
@@ -35,6 +34,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 TABLE = os.environ.get("NST_FAULT_TABLE")  # where `make fault-matrix` wants the outcomes
 SECONDS_OF_REFUSAL = 20
 SECONDS_OF_NOTICE = 45
+NUM_IMAGES_OF_ELASTIC = 5120
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +150,7 @@ def test_it_ends_as_if_nothing_had_happened(
 
     assert outcome.record["status"] == "FINISHED"
     assert outcome.record["result"]["num_restarts"] == num_restarts, outcome.output
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    expected, weights = undisturbed.weights(tmp_path / "a"), outcome.weights(tmp_path / "b")
-    assert weights.keys() == expected.keys()
-    assert [name for name, value in weights.items() if not torch.equal(value, expected[name])] == []
+    assert_same_weights(undisturbed, outcome, tmp_path)
     outcome.assert_one_whole_run()
     outcome.assert_nothing_is_left()
     if TABLE:
@@ -165,19 +161,29 @@ def test_it_ends_as_if_nothing_had_happened(
             )
 
 
-def test_workers_come_and_go(trial: TrialCluster, undisturbed: Outcome, tmp_path: Path) -> None:
-    """As many train as there are nodes for and as can share a batch of eight classes: of three, two."""
-    with trial.train("elastic", "--num-workers", "1:4", "--checkpoint-seconds", "10") as training:
-        training.wait_until(1 / 4)
-        third = trial.cluster.add_worker(num_cpus=1)
-        wait_for(lambda: len(trial.ranks()) == 3, 90, "a third worker")
-        training.wait_until(training.num_images() / NUM_IMAGES + 0.1)
-        trial.cluster.kill_node(third)
+def test_workers_come_and_go(trial: TrialCluster) -> None:
+    """One begins where there is one node, a second joins it at a checkpoint, and leaves with its node."""
+    trial.cluster.kill_node(trial.cluster.workers[-1])
+    with trial.train("elastic", "--num-workers", "1:4", num_images=NUM_IMAGES_OF_ELASTIC) as training:
+        training.wait_until(0.1)
+        assert len(trial.ranks()) == 1
+        trial.cluster.add_worker(num_cpus=1)
+        wait_for(lambda: len(trial.ranks()) == 2, 90, "a second worker")
+        before = training.num_images_saved()
+        wait_for(lambda: training.num_images_saved() > before, 90, "a checkpoint of both")
+        trial.cluster.kill_node(trial.node_without_driver())
+        wait_for(lambda: len(trial.ranks()) == 1, 90, "one worker again")
+        trial.cluster.add_worker(num_cpus=1)
         outcome = training.result()
     assert outcome.record["status"] == "FINISHED"
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    expected, weights = undisturbed.weights(tmp_path / "a"), outcome.weights(tmp_path / "b")
-    assert [name for name, value in weights.items() if not torch.equal(value, expected[name])] == []
+    assert outcome.record["result"]["num_restarts"] == 1, outcome.output  # for the node that died
+    assert "there is room for more than 1 workers; going on from" in outcome.output
     outcome.assert_one_whole_run()
     outcome.assert_nothing_is_left()
+
+
+def assert_same_weights(undisturbed: Outcome, outcome: Outcome, folder: Path) -> None:
+    """Bit for bit."""
+    expected, weights = undisturbed.weights(folder / "undisturbed"), outcome.weights(folder / "disturbed")
+    assert weights.keys() == expected.keys()
+    assert [name for name, value in weights.items() if not torch.equal(value, expected[name])] == []
