@@ -72,7 +72,11 @@ class Workers:
 
 
 class _Planned(Exception):
-    """A life of the workers that ended as agreed: at a checkpoint, to go on with others."""
+    """A life of the workers that ended as agreed: at a checkpoint, to go on with `wanted` workers."""
+
+    def __init__(self, why: str, wanted: int) -> None:
+        super().__init__(why)
+        self.wanted = wanted
 
 
 def fit(settings: WorkerSettings, workers: Workers) -> int:
@@ -91,16 +95,16 @@ def fit(settings: WorkerSettings, workers: Workers) -> int:
     """
     num_images = settings.identity["config"]["num_images"]
     store = CheckpointStore(settings.checkpoints_uri)
-    num_restarts = num_in_vain = size = 0
+    num_restarts = num_in_vain = wanted = 0
     done = _images_in(store)
     while done < num_images:
-        size = _wait_for_size(workers, size)
+        wanted = size = _wait_for_size(workers, wanted)
         before = done
         try:
             problem = _live(settings, workers, size, num_images, done)
         except _Planned as end:
-            say(f"{end}; going on from {_images_in(store)} images")
-            done = _images_in(store)
+            done, wanted = _images_in(store), end.wanted
+            say(f"{end}; going on from {done} images")
             continue
         done = _images_in(store)
         if done >= num_images:
@@ -116,14 +120,14 @@ def fit(settings: WorkerSettings, workers: Workers) -> int:
     return num_restarts
 
 
-def _wait_for_size(workers: Workers, former: int) -> int:
-    """How many workers to start now. `former`: how many there were before, which may come back in a moment.
+def _wait_for_size(workers: Workers, wanted: int) -> int:
+    """How many workers to start now. `wanted`: for how many there should be room in a moment, when all that
+    an ended life of the workers had taken is free again; 0 at the start.
 
     Raises:
         StageFailed: there is no room for the fewest, and none came.
     """
-    deadline = time.monotonic() + (SECONDS_TO_SETTLE if former else 0.0)
-    wanted = former or workers.sizes[-1]
+    deadline = time.monotonic() + SECONDS_TO_SETTLE
     while (size := workers.best_size(room_for(workers.demand).now)) < wanted and time.monotonic() < deadline:
         time.sleep(0.5)
     if not size:
@@ -179,11 +183,11 @@ def _live(settings: WorkerSettings, workers: Workers, size: int, num_images: int
         except PreemptionError as error:
             if error.drain_timed_out:
                 return "a node went before its workers could stop"
-            raise _Planned("a node is about to go") from error
+            raise _Planned("a node is about to go", wanted=size) from error
         except TrainingFailedError as error:
             return _complaint_on(board) or _in_one_line(error)
-        if follower.is_growing:
-            raise _Planned(f"there is room for more than {size} workers")
+        if follower.next_size:
+            raise _Planned(f"there is room for {follower.next_size} workers", wanted=follower.next_size)
     return None
 
 
@@ -205,11 +209,11 @@ class _Follower:
     """Follows one life of the workers from the driver.
 
     Attributes:
-        is_growing: they were asked to stop, since more of them have room now.
+        next_size: if not 0, they were asked to stop, since so many have room now.
     """
 
     def __init__(self, board: Any, settings: WorkerSettings, workers: Workers, size: int) -> None:
-        self.is_growing = False
+        self.next_size = 0
         self._board, self._workers, self._size = board, workers, size
         self._patience_s = SECONDS_TO_START + 2 * settings.hang_timeout_s + SECONDS_OF_GRACE
 
@@ -258,10 +262,11 @@ class _Follower:
         training.result()
 
     def _grow_if_there_is_room(self) -> None:
-        if self.is_growing or self._size == self._workers.sizes[-1]:
+        if self.next_size or self._size == self._workers.sizes[-1]:
             return
-        if self._workers.best_size(self._size + room_for(self._workers.demand).now) > self._size:
-            self.is_growing = True
+        best = self._workers.best_size(self._size + room_for(self._workers.demand).now)
+        if best > self._size:
+            self.next_size = best
             self._board.ask_to_stop.remote()
 
 

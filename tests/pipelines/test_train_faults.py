@@ -177,7 +177,7 @@ def test_workers_come_and_go(trial: TrialCluster) -> None:
         outcome = training.result()
     assert outcome.record["status"] == "FINISHED"
     assert outcome.record["result"]["num_restarts"] == 1, outcome.output  # for the node that died
-    assert "there is room for more than 1 workers; going on from" in outcome.output
+    assert "there is room for 2 workers; going on from" in outcome.output
     outcome.assert_one_whole_run()
     outcome.assert_nothing_is_left()
 

@@ -22,6 +22,7 @@ from infra import cluster
 from pipelines.cli import main
 from tests.corpora import make_corpus
 from tests.servers import free_port
+from tests.trial_cluster import wait_for
 
 TINY = ["--preset", "smoke", "--set", "batch.size=32", "--set", "model.content_widths=[8,8,8,8]"]
 
@@ -139,15 +140,6 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
         for child in psutil.Process(process.pid).children(recursive=True)
         if child.is_running() and "RayTrainWorker" in " ".join(child.cmdline())
     ]
-
-
-def wait_for(condition, seconds: float):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"nothing came of it in {seconds} s")
 
 
 def result_of(process: subprocess.Popen) -> dict:
