@@ -43,6 +43,7 @@ def test_a_package_has_the_code_and_no_data_caches_or_secrets(tmp_path: Path) ->
         "painted/cat.jpg",
         "inputs/__pycache__/x.pyc",
         "server.pem",
+        "trial.env",
         "nst.egg-info/PKG-INFO",
     )
     names = set(packaging.files_to_pack(str(tmp_path)))
