@@ -28,7 +28,7 @@ LEFT_OUT = (
 )
 # A folder with one of these is a corpus, a training, a stylized bucket or a tracking store.
 DATA = ("corpus.json", "run.json", "_nst", "mlflow.db")
-SECRETS = ("*.env", "*.pem", "*.key", "credentials", "auth_token")
+SECRETS = ("secrets", "*.env", "*.pem", "*.key", "credentials", "auth_token")
 SECONDS_FOR_GIT = 10
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 

@@ -44,6 +44,7 @@ def test_a_package_has_the_code_and_no_data_caches_or_secrets(tmp_path: Path) ->
         "inputs/__pycache__/x.pyc",
         "server.pem",
         "trial.env",
+        "infra/deploy/secrets/ray_token",
         "nst.egg-info/PKG-INFO",
     )
     names = set(packaging.files_to_pack(str(tmp_path)))
@@ -52,6 +53,7 @@ def test_a_package_has_the_code_and_no_data_caches_or_secrets(tmp_path: Path) ->
         "inputs/list.txt",
     }
     assert {"nst/__init__.py", "infra/jobs.py", "pipelines/cli.py"} <= names  # none there, so ours travel
+    assert not any("/secrets/" in name for name in names)
 
 
 def test_a_folder_with_our_packages_sends_its_own(tmp_path: Path) -> None:
