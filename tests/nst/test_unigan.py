@@ -244,6 +244,7 @@ def test_the_paper_preset_uses_the_papers_terms_alone():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # the compiler's cache may be cold
 def test_compiled_networks_train_alike():
     plain, compiled = (Unigan(config(compile=choice)) for choice in ("false", "true"))
     for step in range(3):
