@@ -166,7 +166,7 @@ class Submitted:
 
     def result(self, exit_code: int = 0) -> Outcome:
         assert self.process is not None
-        output, _ = self.process.communicate(timeout=400)
+        output, _ = self.process.communicate(timeout=900)
         assert self.process.returncode == exit_code, output
         seconds = time.monotonic() - self.started
         record = json.loads(storage.read_bytes(f"{self.uri}/run.json"))

@@ -161,6 +161,7 @@ def test_it_ends_as_if_nothing_had_happened(
             )
 
 
+@pytest.mark.timeout(1200)
 def test_workers_come_and_go(trial: TrialCluster) -> None:
     """One begins where there is one node, a second joins it at a checkpoint, and leaves with its node."""
     trial.cluster.kill_node(trial.cluster.workers[-1])
