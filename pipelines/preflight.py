@@ -78,7 +78,11 @@ def check(
         reports = look_at_nodes(
             nodes, training_uri, digests, timeout_s=seconds_left, with_tracking=with_tracking
         )
-        _refuse(_grouped(reports))
+        # One that has died since is no finding, as long as there is room without it.
+        still_there = {node.address for node in cluster_nodes.nodes_for(demand)}
+        _refuse(_grouped({address: report for address, report in reports.items() if address in still_there}))
+        if still_there < reports.keys():
+            _refuse(_shortage(demand, is_local))
 
 
 def _refuse(problems: list[str]) -> None:
