@@ -153,7 +153,7 @@ class Bench:
         return steady_rate(self.ray_reports(out) if contender.with_ray else plain_reports(out))
 
     def ray_reports(self, out: Path) -> list[tuple[int, float]]:
-        from infra.mlflow_server import client
+        from infra.tracking_server import client
 
         run_id = json.loads((out / "turn" / "run.json").read_text())["run_id"]
         tracked = client(environment(self.work, 1)["MLFLOW_TRACKING_URI"])

@@ -23,7 +23,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from infra import registry, tracking
+from infra import registry, tracking_server
 
 EXPERIMENT = "nst-promotions"
 EVENT_TAG, DIGEST_TAG, MODEL_TAG, HEAD_TAG = "nst.event", "nst.digest", "nst.model", "history_head"
@@ -75,7 +75,7 @@ class Event:
 def events(name: str = registry.DEFAULT_MODEL) -> list[Event]:
     """The history of the model `name`, the oldest event first."""
     registry.check_name(name)
-    client = tracking.client()
+    client = tracking_server.client()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return []
@@ -107,7 +107,7 @@ def move_champion(name: str, to_version: int, *, kind: Kind, grounds: Grounds) -
     if len(grounds.reason) > MAX_REASON_CHARACTERS:
         raise ValueError(f"the reason has {len(grounds.reason)} characters; {MAX_REASON_CHARACTERS} are kept")
     repair(name)
-    client = tracking.client()
+    client = tracking_server.client()
     champion = registry.champion(name)
     to = registry.get_version(name, to_version)
     if champion is not None and champion.version == to_version:
@@ -119,7 +119,7 @@ def move_champion(name: str, to_version: int, *, kind: Kind, grounds: Grounds) -
 
 def repair(name: str) -> None:
     """Completes events that a crash left begun, or notes them as not done where the champion never moved."""
-    client = tracking.client()
+    client = tracking_server.client()
     for event in events(name):
         deadline = time.monotonic() + SECONDS_TO_MOVE
         while event.status == "begun" and event.age_s() < SECONDS_TO_MOVE and time.monotonic() < deadline:
@@ -136,7 +136,7 @@ def repair(name: str) -> None:
 
 def verify_history(name: str = registry.DEFAULT_MODEL) -> list[str]:
     """What does not add up in the history, one line each; empty when all is well."""
-    client = tracking.client()
+    client = tracking_server.client()
     found = events(name)
     problems: list[str] = []
     digest = ""
@@ -198,7 +198,7 @@ def _append(
             f"the gate has {len(grounds.findings)} rules, more than an event can hold; use fewer"
         )
     run = client.create_run(
-        tracking.experiment_id(client, EXPERIMENT),
+        tracking_server.experiment_id(client, EXPERIMENT),
         run_name=f"{name} {body['sequence']}: {kind} {to.version}",
         tags={MODEL_TAG: name, EVENT_TAG: text, DIGEST_TAG: _digest_of(text)},
     )

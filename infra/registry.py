@@ -24,7 +24,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from infra import tracking
+from infra import tracking_server
+from infra.run_delivery import MAX_DIGEST_CHARACTERS
+from infra.tracking import DEFAULT_EXPERIMENT
 
 DEFAULT_MODEL = "nst"
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
@@ -106,7 +108,7 @@ def register(
     for file in MODEL_FILES:
         if not (Path(checkpoint_dir) / file).is_file():
             raise ValueError(f"{checkpoint_dir} is not a checkpoint: it has no {file}")
-    client = tracking.client()
+    client = tracking_server.client()
     for version in list_versions(name, missing_ok=True):
         if version.digest == digest and run_id in (None, version.run_id):
             return _with_challenger_alias(version)
@@ -164,16 +166,16 @@ def _with_challenger_alias(version: RegisteredVersion) -> RegisteredVersion:
 
 def _run_of(client: MlflowClient, run_id: str | None, name: str) -> Any:
     if run_id is None:
-        experiment = tracking.experiment_id(client, tracking.DEFAULT_EXPERIMENT)
+        experiment = tracking_server.experiment_id(client, DEFAULT_EXPERIMENT)
         run = client.create_run(experiment, run_name=f"register {name}", tags={"nst.kind": "register"})
         client.set_terminated(run.info.run_id)
         return run
     try:
         return client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code not in tracking.REFUSALS:
+        if error.error_code not in tracking_server.REFUSALS:
             raise
-        where = tracking.shown(tracking.tracking_uri())
+        where = tracking_server.shown(tracking_server.tracking_uri())
         raise ValueError(
             f"MLflow at {where} knows no run {run_id}; was the model trained with another?"
         ) from None
@@ -200,7 +202,7 @@ def list_versions(name: str = DEFAULT_MODEL, *, missing_ok: bool = False) -> lis
         ValueError: no model of that name is registered (unless `missing_ok`: then there are no versions).
     """
     check_name(name)
-    client = tracking.client()
+    client = tracking_server.client()
     aliases = _aliases(client, name)
     if aliases is None:
         if missing_ok:
@@ -219,11 +221,11 @@ def list_versions(name: str = DEFAULT_MODEL, *, missing_ok: bool = False) -> lis
 def get_version(name: str, version: int) -> RegisteredVersion:
     """Raises ValueError, naming the versions that there are, if this one is not among them."""
     check_name(name)
-    client = tracking.client()
+    client = tracking_server.client()
     try:
         found = client.get_model_version(name, str(version))
     except MlflowException as error:
-        if error.error_code not in tracking.REFUSALS:
+        if error.error_code not in tracking_server.REFUSALS:
             raise
         numbers = ", ".join(str(known.version) for known in list_versions(name)[:10]) or "none"
         raise ValueError(f"{name} has no version {version}; the newest are: {numbers}") from None
@@ -245,7 +247,7 @@ def resolve(model_uri: str) -> RegisteredVersion:
     if match["version"]:
         return get_version(name, int(match["version"]))
     check_name(name)
-    aliases = _aliases(tracking.client(), name)
+    aliases = _aliases(tracking_server.client(), name)
     if aliases is None:
         raise ValueError(_no_such_model(name))
     if match["alias"] not in aliases:
@@ -262,18 +264,18 @@ def champion(name: str = DEFAULT_MODEL) -> RegisteredVersion | None:
 def with_alias(name: str, alias: str) -> RegisteredVersion | None:
     """The version that `alias` points at, or None."""
     check_name(name)
-    number = (_aliases(tracking.client(), name) or {}).get(alias)
+    number = (_aliases(tracking_server.client(), name) or {}).get(alias)
     return None if number is None else get_version(name, number)
 
 
 def set_alias(name: str, alias: str, version: int) -> None:
     """Points `alias` at `version` in one step: it is never missing in between."""
-    tracking.client().set_registered_model_alias(name, alias, str(version))
+    tracking_server.client().set_registered_model_alias(name, alias, str(version))
 
 
 def delete_alias(name: str, alias: str) -> None:
     """Removes `alias`; nothing happens if it is not there."""
-    tracking.client().delete_registered_model_alias(name, alias)
+    tracking_server.client().delete_registered_model_alias(name, alias)
 
 
 def download(version: RegisteredVersion, destination_dir: str | Path) -> str:
@@ -282,13 +284,13 @@ def download(version: RegisteredVersion, destination_dir: str | Path) -> str:
     Raises:
         OSError: the artifacts are gone or cannot be read.
     """
-    client = tracking.client()
+    client = tracking_server.client()
     try:
         source = client.get_model_version_download_uri(version.name, str(version.version))
         return mlflow.artifacts.download_artifacts(
             artifact_uri=f"{source}/{CHECKPOINT_ARTIFACT}",
             dst_path=str(destination_dir),
-            tracking_uri=tracking.tracking_uri(),
+            tracking_uri=tracking_server.tracking_uri(),
         )
     except (MlflowException, OSError) as error:
         raise OSError(f"{version}: cannot download {version.source} ({error})") from error
@@ -313,7 +315,7 @@ def record_evaluation(name: str, version: int, evaluation: Mapping[str, Any]) ->
         )
     if found.run_id is None:
         raise ValueError(f"{found} belongs to no run; register its checkpoint again")
-    client = tracking.client()
+    client = tracking_server.client()
     text = json.dumps(evaluation, indent=2, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     path = f"evaluations/{name}-{version}-{digest[:12]}.json"
@@ -329,7 +331,7 @@ def record_evaluation(name: str, version: int, evaluation: Mapping[str, Any]) ->
             step=0,
             model_id=found.model_id,
             dataset_name="evaluation",
-            dataset_digest=set_digest[: tracking.MAX_DIGEST_CHARACTERS],
+            dataset_digest=set_digest[:MAX_DIGEST_CHARACTERS],
             run_id=found.run_id,
         )
         for key, mean in means.items()
@@ -354,7 +356,7 @@ def evaluation(version: RegisteredVersion) -> dict[str, Any] | None:
     path, _, digest = tag.partition(" ")
     try:
         with tempfile.TemporaryDirectory(prefix="nst-evaluation-") as folder:
-            text = Path(tracking.client().download_artifacts(version.run_id, path, folder)).read_text()
+            text = Path(tracking_server.client().download_artifacts(version.run_id, path, folder)).read_text()
     except (MlflowException, OSError) as error:
         raise OSError(f"{version}: cannot read its evaluation {path} ({error})") from error
     if hashlib.sha256(text.encode()).hexdigest() != digest:
@@ -395,5 +397,5 @@ def _version_of(found: ModelVersion, aliases: Mapping[str, int]) -> RegisteredVe
 
 
 def _no_such_model(name: str) -> str:
-    where = tracking.shown(tracking.tracking_uri())
+    where = tracking_server.shown(tracking_server.tracking_uri())
     return f"MLflow at {where} has no model {name!r}; train and register one, or correct MLFLOW_TRACKING_URI"

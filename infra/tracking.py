@@ -15,34 +15,17 @@ import mlflow.tracking
 from mlflow.exceptions import MlflowException
 
 from infra import spool
-from infra.mlflow_server import (
-    REFUSALS,
+from infra.outbox import Outbox
+from infra.run_delivery import RunDelivery
+from infra.tracking_server import (
     as_user_error,
-    check,
     client,
     experiment_id,
     is_unknown_run,
     outage,
-    require_lasting_store,
     shown,
     tracking_uri,
 )
-from infra.outbox import Outbox
-from infra.run_delivery import MAX_DIGEST_CHARACTERS, RunDelivery
-
-__all__ = [
-    "DEFAULT_EXPERIMENT",
-    "MAX_DIGEST_CHARACTERS",
-    "REFUSALS",
-    "RunStatus",
-    "TrackedRun",
-    "check",
-    "client",
-    "experiment_id",
-    "require_lasting_store",
-    "shown",
-    "tracking_uri",
-]
 
 log = logging.getLogger(__name__)
 

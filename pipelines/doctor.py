@@ -206,12 +206,14 @@ def check_storage(uri: str) -> Iterator[Finding]:
 
 
 def check_mlflow() -> Iterator[Finding]:
-    from infra import tracking
+    from infra import tracking_server
 
-    tracking.check()
-    yield Finding(name="mlflow", status="ok", detail=f"{tracking.shown(tracking.tracking_uri())} answers")
+    tracking_server.check()
+    yield Finding(
+        name="mlflow", status="ok", detail=f"{tracking_server.shown(tracking_server.tracking_uri())} answers"
+    )
     try:
-        tracking.require_lasting_store()
+        tracking_server.require_lasting_store()
     except ValueError as error:  # enough for everything but training and its models
         yield Finding(name="mlflow", status="warning", detail=str(error), remedy="as it says")
 

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra import places, registry, storage, tracking
+from infra import places, registry, storage, tracking_server
 from infra.registry import RegisteredVersion
 from nst.checkpoint import model_digest
 
@@ -35,17 +35,17 @@ def resolve_model(model: str | None = None) -> ResolvedModel:
         OSError: its files cannot be read, or are not those that were registered.
     """
     if model is None:
-        tracking.check()
+        tracking_server.check()
         champion = registry.champion()
         if champion is None:
-            where = tracking.shown(tracking.tracking_uri())
+            where = tracking_server.shown(tracking_server.tracking_uri())
             raise ValueError(
                 f"MLflow at {where} has no champion yet: name a checkpoint or models:/nst/VERSION, or make "
                 "one the champion with `nst promote VERSION`"
             )
         return _registered(champion)
     if model.startswith("models:"):
-        tracking.check()
+        tracking_server.check()
         return _registered(registry.resolve(model))
     checkpoint_dir = fetch_checkpoint(model)
     return ResolvedModel(

@@ -237,15 +237,15 @@ def _sizes(uri: str, keys: list[str]) -> Iterator[tuple[str, int | None]]:
 
 def check_tracking(errand: Errand) -> None:
     """MLflow answers here; any node may run the worker that writes to it."""
-    from infra import tracking
+    from infra import tracking_server
 
     if errand.has_own_tracking_uri:
-        here = tracking.shown(tracking.tracking_uri())
+        here = tracking_server.shown(tracking_server.tracking_uri())
         if here != errand.tracking_uri:
             raise ValueError(
                 f"its MLFLOW_TRACKING_URI leads to {here}, not to {errand.tracking_uri}; set it where Ray is "
                 "started there (one with a password is not passed on)"
             )
-        tracking.check()
+        tracking_server.check()
     else:
-        tracking.check(errand.tracking_uri)
+        tracking_server.check(errand.tracking_uri)

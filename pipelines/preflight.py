@@ -32,8 +32,6 @@ from pipelines.node_check import (
 if TYPE_CHECKING:
     from nst.corpus import Corpus
 
-__all__ = ["Demand", "check", "look_at_nodes", "problems_on"]
-
 SECONDS_FOR_ALL = 27.0  # but for the waiting for nodes
 SECONDS_HERE = 8.0  # of those, for what the driver looks at itself
 SECONDS_FOR_FILES = 6.0  # of those, for the sizes of all files of a corpus
@@ -169,9 +167,9 @@ def look_at_nodes(
         timeout_s: until all have to have answered, the start of a worker there included.
         with_tracking: whether MLflow is asked, too.
     """
-    from infra import tracking
+    from infra import tracking_server
 
-    tracking_uri = tracking.tracking_uri()
+    tracking_uri = tracking_server.tracking_uri()
     is_asked = with_tracking and not tracking_uri.startswith("sqlite:")
     is_brought = bool(cluster.runtime_env_for_workers())  # Ray brings every node the code of this process
     with _marked(storage_uri, nodes) as marker:
@@ -180,8 +178,8 @@ def look_at_nodes(
             code_digest=None if is_brought else lineage.code_digest(),
             marker=marker,
             corpora=dict(digests),
-            tracking_uri=tracking.shown(tracking_uri) if is_asked else None,
-            has_own_tracking_uri=tracking.shown(tracking_uri) != tracking_uri,
+            tracking_uri=tracking_server.shown(tracking_uri) if is_asked else None,
+            has_own_tracking_uri=tracking_server.shown(tracking_uri) != tracking_uri,
         )
         reports = cluster_nodes.call_on_nodes(nodes, look_at_node, errand, timeout_s=timeout_s)
         return _with_answers(reports, marker, nodes) if marker else reports

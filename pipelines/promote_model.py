@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from infra import promotions, registry, tracking
+from infra import promotions, registry, tracking_server
 from infra.promotions import Event, Grounds
 from infra.registry import RegisteredVersion
 from pipelines.console import GateRefused, Stage, StageFailed, say
@@ -45,7 +45,7 @@ def promote(
     """
     if force and not reason:
         raise ValueError("--force needs a --reason: it is all that the history will have to go by")
-    tracking.check()
+    tracking_server.check()
     gate = load_gate(gate_path)
     candidate = _candidate(version, model_name)
     if not dry_run:
@@ -138,7 +138,7 @@ def rollback(model_name: str, reason: str) -> dict[str, Any]:
     Examples:
       nst rollback --reason "4 smears faces"
     """
-    tracking.check()
+    tracking_server.check()
     promotions.repair(model_name)
     previous, champion = (
         registry.with_alias(model_name, alias) for alias in (registry.PREVIOUS, registry.CHAMPION)
@@ -169,7 +169,7 @@ def history(model_name: str) -> dict[str, Any]:
       nst history
       nst history --json
     """
-    tracking.check()
+    tracking_server.check()
     registry.list_versions(model_name)  # says so if there is no such model
     events = promotions.events(model_name)
     problems = promotions.verify_history(model_name)

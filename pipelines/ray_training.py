@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from infra import cluster, scratch
 from infra.cluster_nodes import Demand, room_for, wait_for_room
 from pipelines.checkpoint_store import CheckpointStore
-from pipelines.console import Progress, StageFailed, interruptible, say
+from pipelines.console import Progress, StageFailed, say
 from pipelines.progress_board import ProgressBoard
 from pipelines.train_worker import WorkerSettings, train_on_worker
 
@@ -91,7 +91,7 @@ def fit(settings: WorkerSettings, workers: Workers) -> int:
     Raises:
         StageFailed: the workers failed more often than allowed, never came, or stood still.
         ValueError: what they were told is the user's mistake.
-        KeyboardInterrupt: Ctrl-C or SIGTERM.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, where the caller has made them that (`console.interruptible`).
     """
     num_images = settings.identity["config"]["num_images"]
     store = CheckpointStore(settings.checkpoints_uri)
@@ -133,11 +133,10 @@ def _wait_for_size(workers: Workers, wanted: int) -> int:
     if not size:
         patience_s = max(workers.wait_for_nodes_s, SECONDS_TO_START)
         say(f"waiting for room for {workers.sizes[0]} workers, up to {patience_s:.0f} s")
-        with interruptible():
-            if not wait_for_room(workers.demand, patience_s, tell=lambda seconds: None):
-                raise StageFailed(
-                    f"no room for {workers.sizes[0]} workers in {patience_s:.0f} s; the same command goes on"
-                )
+        if not wait_for_room(workers.demand, patience_s, tell=lambda seconds: None):
+            raise StageFailed(
+                f"no room for {workers.sizes[0]} workers in {patience_s:.0f} s; the same command goes on"
+            )
         size = workers.best_size(room_for(workers.demand).now) or workers.sizes[0]
     return size
 
@@ -227,7 +226,7 @@ class _Follower:
         first_sign, last_sign, last_change = None, None, time.monotonic()
         interrupted_at: float | None = None
         last_look = time.monotonic()
-        with Progress("train", total=num_images, initial=done) as progress, interruptible():
+        with Progress("train", total=num_images, initial=done) as progress:
             shown = done
             while not training.done():
                 try:
@@ -315,9 +314,11 @@ def _in_one_line(error: TrainingFailedError) -> str:
         for rank, failure in sorted(error.worker_failures.items())
     }
     for failure in failures.values():
-        # the group's error has the traceback, the failure itself has none any more
-        if isinstance(failure, ValueError) and cluster.was_raised_by_us(str(error)):
-            raise ValueError(str(failure)) from error
+        if isinstance(failure, ValueError):
+            # the failure itself has no traceback any more; the text of all has it, in front of the message
+            traceback = str(error).partition(f"{type(failure).__name__}: {failure}")[0]
+            if cluster.was_raised_by_us(traceback):
+                raise ValueError(str(failure)) from error
     deaths = {rank: failure for rank, failure in failures.items() if isinstance(failure, RayActorError)}
     rank, failure = next(iter((deaths or failures).items()))
     lines = str(failure).strip().splitlines() or [type(failure).__name__]

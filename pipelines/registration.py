@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 import nst
-from infra import registry
+from infra import registry, tracking_server
 from infra.registry import ModelInterface
 from nst.checkpoint import model_digest
+from pipelines.console import StageFailed
 from pipelines.models import fetch_checkpoint
+
+log = logging.getLogger(__name__)
+
+SECONDS_WITHOUT_MLFLOW = 600.0
+SECONDS_BETWEEN_TRIES = 10.0
 
 MODEL_CODE = Path(__file__).with_name("registered_model.py")
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "safetensors", "pywavelets", "pyarrow")
@@ -55,3 +63,20 @@ def register_checkpoint(
 def pip_requirements() -> list[str]:
     """The running versions of what stylizing needs, as an index has them (torch 2.9.0+cpu is 2.9.0 there)."""
     return [f"{package}=={metadata.version(package).partition('+')[0]}" for package in PACKAGES]
+
+
+def wait_for_mlflow(consolation: str) -> None:
+    """What is done is not thrown away because MLflow is away just now.
+
+    Raises:
+        StageFailed: it stays away; `consolation` says what then.
+    """
+    deadline = time.monotonic() + SECONDS_WITHOUT_MLFLOW
+    while True:
+        try:
+            return tracking_server.check()
+        except ValueError as error:
+            if time.monotonic() > deadline:
+                raise StageFailed(f"{error}; {consolation}") from error
+            log.warning("%s; waiting for it, in order to register the model", error)
+            time.sleep(SECONDS_BETWEEN_TRIES)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from infra import cluster, places, scratch, storage, tracking
+from infra import cluster, places, scratch, storage, tracking, tracking_server
 from infra.cluster_nodes import living_nodes
 from nst.checkpoint import CONFIG_FILE
 from nst.config import to_dict
@@ -21,14 +20,11 @@ from pipelines.checkpoint_store import CheckpointStore, StoredCheckpoint
 from pipelines.console import Stage, StageFailed, interruptible, say
 from pipelines.lineage import code_digest
 from pipelines.ray_training import Workers, fit, patiently
-from pipelines.registration import register_checkpoint
+from pipelines.registration import register_checkpoint, wait_for_mlflow
 from pipelines.train_worker import WorkerSettings
 from pipelines.training_record import Training, code_version, read_known_run, write_known_run
 
 log = logging.getLogger(__name__)
-
-SECONDS_WITHOUT_MLFLOW = 600.0
-SECONDS_BETWEEN_TRIES = 10.0
 
 Device = Literal["auto", "cpu", "gpu"]
 
@@ -124,7 +120,7 @@ class WorkerRange(click.ParamType):
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="A worker that does no step for so long is restarted.",
+    help="A worker that does no step for so long, or does not begin, is restarted.",
 )
 @click.option(
     "--max-restarts",
@@ -192,7 +188,7 @@ def train(
         return known["result"]
     # what only the workers would find out, after they have been paid for
     sizes = training.sizes(num_workers)
-    tracking.require_lasting_store()
+    tracking_server.require_lasting_store()
     is_tracked = check_tracking(known)
     info = cluster.connect(min_cpus=sizes[0])
     workers = Workers(
@@ -243,7 +239,7 @@ def check_tracking(known: dict[str, Any]) -> bool:
     """Whether MLflow answers. Raises ValueError if it does not where a training begins; one that goes on has
     its run, and can do without for a while."""
     try:
-        tracking.check()
+        tracking_server.check()
     except ValueError as error:
         if not known:
             raise
@@ -300,7 +296,7 @@ def run_training(
     write_known_run(training, run.run_id, "FINISHED", num_threads, summary)
     say(f"checkpoint  {summary['checkpoint']}")
     say(f"registered  {summary['model']} (alias challenger)")
-    say(f"run         {run.run_id} in {tracking.shown(tracking.tracking_uri())}")
+    say(f"run         {run.run_id} in {tracking_server.shown(tracking_server.tracking_uri())}")
     return summary
 
 
@@ -326,7 +322,7 @@ def fit_and_publish(
 
 def register(training: Training, run_id: str, newest: StoredCheckpoint, model_name: str) -> dict[str, Any]:
     """The published checkpoint as the model's next version."""
-    wait_for_mlflow()
+    wait_for_mlflow("the training is done, the same command registers it")
     version = register_checkpoint(training.checkpoint_uri, run_id=run_id, model_name=model_name)
     store = CheckpointStore(training.checkpoints_uri)
     best = store.best()
@@ -340,28 +336,11 @@ def register(training: Training, run_id: str, newest: StoredCheckpoint, model_na
     }
 
 
-def wait_for_mlflow() -> None:
-    """A training that is done is not thrown away because MLflow is away just now.
-
-    Raises:
-        StageFailed: it stays away; the same command later only registers.
-    """
-    deadline = time.monotonic() + SECONDS_WITHOUT_MLFLOW
-    while True:
-        try:
-            return tracking.check()
-        except ValueError as error:
-            if time.monotonic() > deadline:
-                raise StageFailed(f"{error}; the training is done, the same command registers it") from error
-            log.warning("%s; waiting for it, in order to register the model", error)
-            time.sleep(SECONDS_BETWEEN_TRIES)
-
-
 def shareable_tracking_uri() -> str | None:
     """The tracking server as the workers are told it; None if it holds a password. Ray shows a run's settings
     to whoever sees its dashboard, and the workers have the address in their own environment."""
-    uri = tracking.tracking_uri()
-    return uri if tracking.shown(uri) == uri else None
+    uri = tracking_server.tracking_uri()
+    return uri if tracking_server.shown(uri) == uri else None
 
 
 def choose_device(info: cluster.ClusterInfo, device: Device) -> bool:

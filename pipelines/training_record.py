@@ -118,11 +118,11 @@ def this_process() -> dict[str, Any]:
 
 def is_alive(process: dict[str, Any]) -> bool:
     """Whether it runs on this machine. Of others nothing is known: they count as gone."""
-    if process["host"] != socket.gethostname():
+    if process.get("host") != socket.gethostname():
         return False
     try:
-        return psutil.Process(process["pid"]).create_time() == process["started"]
-    except psutil.NoSuchProcess:
+        return psutil.Process(process.get("pid")).create_time() == process.get("started")
+    except (psutil.NoSuchProcess, ValueError, TypeError):
         return False
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from infra import promotions, registry, tracking
+from infra import promotions, registry, tracking, tracking_server
 from infra.promotions import Grounds, move_champion, verify_history
 from infra.registry import ModelInterface, RegisteredVersion
 from tests.servers import mlflow_server
@@ -40,7 +40,7 @@ set_model(Echo())
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    tracking.client(uri)
+    tracking_server.client(uri)
     return uri
 
 
@@ -97,7 +97,7 @@ def three_versions(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture
 def model(three_versions: list[RegisteredVersion], request: pytest.FixtureRequest) -> str:
     """A registered model of its own with three versions, made of the shared artifacts: that is quicker."""
-    client = tracking.client()
+    client = tracking_server.client()
     name = request.node.name[:90].replace("[", "-").replace("]", "")
     client.create_registered_model(name)
     for shared in three_versions:
@@ -129,7 +129,7 @@ def test_a_registered_model_holds_the_inference_half_and_no_pickle(tmp_path: Pat
         "python_env.yaml",
         "requirements.txt",
     ]
-    run = tracking.client().get_run(version.run_id or "")
+    run = tracking_server.client().get_run(version.run_id or "")
     assert run.info.status == "FINISHED"
     assert run.outputs is not None
     assert run.outputs.model_outputs[0].model_id == version.model_id
@@ -156,8 +156,8 @@ def test_the_model_loads_and_predicts_in_another_process(tmp_path: Path, store: 
 
 
 def test_registering_twice_gives_one_version(tmp_path: Path) -> None:
-    client = tracking.client()
-    run = client.create_run(tracking.experiment_id(client, "nst"))
+    client = tracking_server.client()
+    run = client.create_run(tracking_server.experiment_id(client, "nst"))
     first = register(tmp_path, "same", name="twice", run_id=run.info.run_id)
     again = register(tmp_path, "same", name="twice", run_id=run.info.run_id)
     other = register(tmp_path, "other", name="twice")
@@ -203,7 +203,7 @@ def test_an_evaluation_is_kept_and_checked(model: str) -> None:
     version = registry.get_version(model, 1)
     assert registry.evaluation(version) == found
     assert version.tags["style_distance"] == "0.2500"
-    client = tracking.client()
+    client = tracking_server.client()
     assert client.get_run(version.run_id or "").data.metrics["evaluation/edge_ssim"] == 0.75
     on_model = {m.key: m.value for m in client.get_logged_model(version.model_id or "").metrics or []}
     assert on_model["evaluation/edge_ssim"] == 0.75
@@ -242,7 +242,7 @@ def test_promotions_and_rollbacks_are_a_history(model: str) -> None:
     assert history[0].grounds == grounds
     assert "@" in history[0].who
     assert verify_history(model) == []
-    assert tracking.client().get_run(first.run_id).data.metrics == {"style": 0.2}
+    assert tracking_server.client().get_run(first.run_id).data.metrics == {"style": 0.2}
     with pytest.raises(ValueError, match="already"):
         move_champion(model, 2, kind="promote", grounds=Grounds())
     with pytest.raises(ValueError, match="501 characters"):
@@ -253,7 +253,7 @@ def test_promotions_and_rollbacks_are_a_history(model: str) -> None:
 def test_an_altered_history_shows(model: str) -> None:
     for version in (1, 2, 3):
         move_champion(model, version, kind="promote", grounds=Grounds(reason=f"reason {version}"))
-    client = tracking.client()
+    client = tracking_server.client()
     _, second, third = promotions.events(model)
 
     text = client.get_run(second.run_id).data.tags[promotions.EVENT_TAG]
@@ -339,7 +339,7 @@ def test_of_two_promotions_at_once_one_is_told(model: str, monkeypatch: pytest.M
     with pytest.raises(ValueError, match=r"is moving .* to version 2 at this moment"):
         move_champion(model, 3, kind="promote", grounds=Grounds())
     monkeypatch.undo()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.tracking_uri())
 
 
 @pytest.mark.slow

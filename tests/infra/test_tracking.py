@@ -20,7 +20,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from infra import mlflow_server, tracking
+from infra import tracking, tracking_server
 from infra.tracking import TrackedRun
 from tests.servers import REPOSITORY, end_session, free_port, wait_until_healthy
 
@@ -46,7 +46,7 @@ def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> str:
     """A server that refuses at once."""
     uri = f"http://127.0.0.1:{free_port()}"
-    tracking.client(uri)  # sets what this test changes
+    tracking_server.client(uri)  # sets what this test changes
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return uri
 
@@ -69,7 +69,7 @@ def test_a_run_holds_what_was_logged(store: str, tmp_path: Path) -> None:
     assert run.finish() == {}
     assert run.finish() == {}, "a second finish is harmless"
 
-    client = tracking.client(store)
+    client = tracking_server.client(store)
     stored = client.get_run(run.run_id)
     assert stored.info.status == "FINISHED"
     assert stored.info.run_name == "a run"
@@ -101,7 +101,7 @@ def test_a_resumed_run_is_the_same_run(store: str, caplog: pytest.LogCaptureFixt
     again.log_params({"images": 200, "seed": 1})
     again.log_metrics({"loss": 1.0}, 1)
     assert again.flush()
-    client = tracking.client(store)
+    client = tracking_server.client(store)
     assert client.get_run(run.run_id).info.status == "RUNNING"
     assert again.finish() == {}
 
@@ -127,7 +127,7 @@ def test_status_follows_the_exception(store: str) -> None:
         ):
             if error is not None:
                 raise error
-        return tracking.client(store).get_run(run.run_id).info.status
+        return tracking_server.client(store).get_run(run.run_id).info.status
 
     assert status_after(None) == "FINISHED"
     assert status_after(ZeroDivisionError()) == "FAILED"
@@ -142,21 +142,21 @@ def test_a_refused_record_takes_no_neighbour_with_it(store: str, caplog: pytest.
         lost = run.finish()
     assert lost == {"metrics": 1}
     assert "no,such&name" in caplog.text
-    steps = [m.step for m in tracking.client(store).get_metric_history(run.run_id, "loss")]
+    steps = [m.step for m in tracking_server.client(store).get_metric_history(run.run_id, "loss")]
     assert steps == [0, 1, 3, 4]
 
 
 def test_a_deleted_experiment_is_named_with_the_remedy(store: str) -> None:
-    client = tracking.client(store)
-    client.delete_experiment(tracking.experiment_id(client, "deleted"))
+    client = tracking_server.client(store)
+    client.delete_experiment(tracking_server.experiment_id(client, "deleted"))
     with pytest.raises(ValueError, match="mlflow experiments restore"):
         TrackedRun.start("run", experiment="deleted", uri=store)
 
 
 def test_the_default_store_is_quiet_and_leaves_the_folder_clean(tmp_path: Path) -> None:
     code = (
-        "from infra import tracking\n"
-        "tracking.check()\n"
+        "from infra import tracking, tracking_server\n"
+        "tracking_server.check()\n"
         "run = tracking.TrackedRun.start('quiet')\n"
         "run.log_metrics({'a': 1}, 0)\n"
         "assert run.finish() == {}\n"
@@ -179,7 +179,7 @@ def test_the_default_store_is_quiet_and_leaves_the_folder_clean(tmp_path: Path) 
 
 
 def test_check_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_server, "SECONDS_TO_CHECK", 1.0)
+    monkeypatch.setattr(tracking_server, "SECONDS_TO_CHECK", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as silent:  # accepts, and never answers
         silent.bind(("127.0.0.1", 0))
@@ -187,16 +187,16 @@ def test_check_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://name:hush@127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
         with pytest.raises(ValueError, match=r"no answer within 1 s; .*MLFLOW_TRACKING_URI") as caught:
-            tracking.check()
+            tracking_server.check()
         assert time.monotonic() - start < 5
         assert "hush" not in str(caught.value)
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
-        tracking.check()
+        tracking_server.check()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nothing/mlflow.db")
     with pytest.raises(ValueError, match="cannot make /proc/nothing"):
-        tracking.check()
+        tracking_server.check()
 
 
 def test_what_an_outage_without_end_costs_is_said(
@@ -226,7 +226,9 @@ def test_what_a_run_has_already_is_not_logged_twice(
         run.log_metrics({"loss": step, **({"rare": step} if step % 4 == 0 else {})}, step)
         run.log_image(picture, "preview/grid", step) if step % 3 == 0 else None
     assert run.finish(None) == {}
-    assert tracking.client(store).get_run(run.run_id).info.status == "RUNNING", "None leaves the status alone"
+    assert tracking_server.client(store).get_run(run.run_id).info.status == "RUNNING", (
+        "None leaves the status alone"
+    )
 
     again = TrackedRun.start("repeated", run_id=run.run_id, uri=store)
     for step in range(6, 15):
@@ -235,7 +237,7 @@ def test_what_a_run_has_already_is_not_logged_twice(
     again.log_metrics({"other": 1.0}, 3)
     again.log_metrics({"other": 2.0}, 3)
     assert again.finish() == {}
-    client = tracking.client(store)
+    client = tracking_server.client(store)
     history = client.get_metric_history(run.run_id, "loss")
     assert [m.step for m in history] == list(range(15))
     assert [m.value for m in history] == [*range(10), *range(110, 115)]
@@ -257,7 +259,7 @@ def test_an_image_has_the_name_that_mlflow_gives(store: str, tmp_path: Path) -> 
     Image.new("RGB", (20, 20)).save(picture)
     with TrackedRun.start("images", uri=store) as run:
         run.log_image(picture, "a b/c", step=3)
-    client = tracking.client(store)
+    client = tracking_server.client(store)
     with Image.open(picture) as image:
         client.log_image(run.run_id, image, key="a b/c", step=3)
     names = [Path(file.path).name for file in client.list_artifacts(run.run_id, "images")]
@@ -274,7 +276,7 @@ def test_a_status_that_cannot_be_sent_is_kept(store: str, temporary_folder: Path
     run.finish("FINISHED")
     away = TrackedRun.start("status", run_id=run.run_id, uri=unreachable)
     assert away.finish("FAILED", timeout_s=0.1) == {"status": 2}
-    client = tracking.client(store)
+    client = tracking_server.client(store)
     again = TrackedRun.start("status", run_id=run.run_id, uri=store)
     assert again.flush()
     assert client.get_run(run.run_id).info.status == "RUNNING", "what was kept does not come last"
@@ -291,7 +293,7 @@ def test_what_another_node_kept_comes_late_and_once(store: str, tmp_path: Path, 
     picture = tmp_path / "grid.png"
     Image.new("RGB", (20, 20)).save(picture)
     run = TrackedRun.start("nodes", uri=store)
-    client = tracking.client(store)
+    client = tracking_server.client(store)
 
     def log(run: TrackedRun, first: int, end: int) -> None:
         for step in range(first, end):
@@ -337,7 +339,7 @@ def test_what_a_slow_death_left_is_sent_at_the_end(
     assert dying.finish(None, timeout_s=0.1)
     assert new.finish("FINISHED") == {}
     assert old.finish(None) == {}
-    client = tracking.client(store)
+    client = tracking_server.client(store)
     assert [m.value for m in client.get_metric_history(old.run_id, "loss")] == [1.5]
     assert [m.value for m in client.get_metric_history(old.run_id, "only here")] == [1.0]
     assert client.get_run(old.run_id).info.status == "FINISHED"
@@ -426,7 +428,7 @@ def test_server_and_process_are_killed(tmp_path: Path, temporary_folder: Path) -
         second.process.communicate(timeout=120)
         assert second.process.returncode == 0
 
-        client = tracking.client(uri)
+        client = tracking_server.client(uri)
         losses = client.get_metric_history(run.run_id, "loss")
         assert [m.step for m in losses] == list(range(400)), "every step, once, in order"
         assert [m.value for m in losses] == list(range(400))
@@ -449,7 +451,7 @@ def test_a_run_survives_its_server(
     picture = tmp_path / "grid.png"
     Image.new("RGB", (20, 20)).save(picture)
     with server_on(port, tmp_path) as uri:
-        tracking.check(uri)
+        tracking_server.check(uri)
         run = TrackedRun.start("outage", uri=uri)
         run.log_metrics({"loss": 0.0}, 0)
         assert run.flush()
@@ -468,11 +470,11 @@ def test_a_run_survives_its_server(
         second.log_metrics({"loss": 200.0}, 200)
         with server_on(port, tmp_path, "--allowed-hosts", f"127.0.0.1:{port}"):
             with pytest.raises(ValueError, match=rf'403 Invalid Host.*--allowed-hosts "localhost:{port}"'):
-                tracking.check(f"http://localhost:{port}")
+                tracking_server.check(f"http://localhost:{port}")
             assert run.flush(60)
             assert run.finish("KILLED") == {}
             assert second.finish() == {}
-            client = tracking.client(uri)
+            client = tracking_server.client(uri)
             steps = [m.step for m in client.get_metric_history(run.run_id, "loss")]
             assert sorted(steps) == list(range(201))
             assert client.list_artifacts(run.run_id, "images")

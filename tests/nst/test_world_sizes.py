@@ -149,7 +149,7 @@ def found_by(runs: list[Run], corpora: tuple[Corpus, Corpus], folder: Path) -> d
     mp.start_processes(  # type: ignore[attr-defined]
         _one_process, (runs, uris, str(folder)), nprocs=NUM_PROCESSES, start_method="forkserver"
     )
-    return {run: torch.load(folder / str(place)) for place, run in enumerate(runs)}
+    return {run: torch.load(folder / str(place), weights_only=True) for place, run in enumerate(runs)}
 
 
 def assert_same(found: dict[Run, dict]) -> None:

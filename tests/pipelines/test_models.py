@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from infra import registry, storage, tracking
+from infra import registry, storage, tracking_server
 from nst.approaches import UniganModel
 from nst.checkpoint import model_digest, save_checkpoint
 from nst.config import TrainConfig
@@ -69,7 +69,7 @@ def picture(seed: int, width: int = 48, height: int = 40) -> bytes:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    tracking.client(uri)
+    tracking_server.client(uri)
     return uri
 
 

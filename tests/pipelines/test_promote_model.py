@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from infra import promotions, registry, tracking
+from infra import promotions, registry, tracking_server
 from infra.promotions import Grounds, move_champion
 from infra.registry import ModelInterface
 from pipelines.cli import main
@@ -139,7 +139,7 @@ def test_a_gate_file_with_a_mistake_is_no_gate(tmp_path: Path, text: str, expect
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    tracking.client(uri)
+    tracking_server.client(uri)
     return uri
 
 

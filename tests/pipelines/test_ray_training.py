@@ -1,0 +1,90 @@
+"""What the driver of a training makes of Ray Train's errors, of sizes and of an absent store. Whole trainings
+are in test_train_gan.py and test_train_faults.py."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from ray.train.v2._internal.util import construct_user_exception_with_traceback
+
+from nst.config import require
+from pipelines import ray_training
+from pipelines.ray_training import Workers, _in_one_line, patiently
+
+
+def failure(function) -> WorkerStatus:
+    """A rank whose training function has raised, as Ray tells it to the controller."""
+    try:
+        function()
+    except Exception as error:  # noqa: BLE001 - as Ray does
+        return WorkerStatus(running=False, error=construct_user_exception_with_traceback(error))
+    raise AssertionError("it raises nothing")
+
+
+def group_error(*statuses: WorkerStatus) -> WorkerGroupError:
+    return WorkerGroupPollStatus(worker_statuses=dict(enumerate(statuses))).get_worker_group_error()
+
+
+def lost_connection() -> None:
+    raise RuntimeError("Connection closed by peer [127.0.0.1]:4711")
+
+
+def test_a_death_is_named_and_not_its_consequences() -> None:
+    death = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
+    error = group_error(failure(lost_connection), WorkerStatus(running=False, error=death))
+    assert _in_one_line(error).startswith("worker 1 died: The actor died")
+
+
+def test_a_failure_that_nobody_died_of_is_told() -> None:
+    assert _in_one_line(group_error(failure(lost_connection))) == (
+        "worker 0 failed: Connection closed by peer [127.0.0.1]:4711"
+    )
+    assert _in_one_line(ControllerError(RuntimeError("no room\nfor 2"))) == "no room for 2"
+
+
+def test_a_users_mistake_on_a_rank_is_one_here_too() -> None:
+    mistake = failure(lambda: require(False, "batch.size must be a multiple of 16, not 17"))
+    for statuses in ((mistake, failure(lost_connection)), (failure(lost_connection), mistake)):
+        with pytest.raises(ValueError, match=r"^batch\.size must be a multiple of 16, not 17$"):
+            _in_one_line(group_error(*statuses))
+
+
+def test_a_librarys_value_error_is_a_failure() -> None:
+    assert _in_one_line(group_error(failure(lambda: int("seven")))).startswith(
+        "worker 0 failed: invalid literal"
+    )
+
+
+def test_the_largest_size_that_has_room_is_taken() -> None:
+    workers = Workers(sizes=(2, 4, 8), use_gpu=True, max_restarts=3, wait_for_nodes_s=0, are_here=False)
+    assert [workers.best_size(room) for room in (1, 2, 3, 7, 8, 100)] == [0, 2, 2, 4, 8, 8]
+    assert workers.demand.num_workers == (2, 8)
+    assert workers.demand.bundle == {"GPU": 1, "CPU": 63 / 64}
+
+
+def test_beside_workers_on_all_cpus_there_is_room_for_a_driver() -> None:
+    from infra.jobs import DRIVER_CPUS
+
+    workers = Workers(sizes=(1,), use_gpu=False, max_restarts=0, wait_for_nodes_s=0, are_here=False)
+    for num_cpus in (1, 2, 8, 64, 192):
+        assert workers.demand.num_that_fit({"CPU": num_cpus - DRIVER_CPUS}) >= num_cpus
+
+
+def test_a_store_that_is_away_is_asked_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_training, "SECONDS_BETWEEN_TRIES", 0.01)
+    answers = [OSError("away"), OSError("away"), 7]
+
+    def ask() -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    assert patiently(ask) == 7
+    monkeypatch.setattr(ray_training, "SECONDS_WITHOUT_STORE", 0.05)
+    answers[:] = [OSError("gone")] * 100
+    with pytest.raises(OSError, match="gone"):
+        patiently(ask)
