@@ -111,7 +111,9 @@ class ShardCache:
     def _lock(self, folder: Path) -> int:
         deadline = time.monotonic() + SECONDS_TO_WAIT
         while time.monotonic() < deadline:
-            folder.mkdir(parents=True, exist_ok=True)
+            # Not exist_ok: that looks again at what was there, and whoever had it may just have removed it.
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
             try:
                 lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
