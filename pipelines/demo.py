@@ -85,10 +85,13 @@ class Steps:
         self._context, self._number = context, 0
 
     def verb(self, name: str, /, **options: Any) -> dict[str, Any]:
-        """Another verb, with the defaults of its command line."""
+        """Another verb, with the types and defaults of its command line."""
         from pipelines.cli import find_verb
 
-        return self.run(f"nst {name}", lambda: self._context.invoke(find_verb(name), **options))
+        command = find_verb(name)
+        types = {parameter.name: parameter for parameter in command.params}
+        typed = {key: types[key].type_cast_value(self._context, value) for key, value in options.items()}
+        return self.run(f"nst {name}", lambda: self._context.invoke(command, **typed))
 
     def run(self, title: str, work: Callable[[], Any]) -> Any:
         self._number += 1

@@ -40,7 +40,8 @@ class WorkerRange(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            least, most = (int(part) for part in (value.split(":") if ":" in value else (value, value)))
+            numbers = [int(part) for part in str(value).split(":")]
+            least, most = numbers * 2 if len(numbers) == 1 else numbers
         except ValueError:
             least = most = 0
         if not 1 <= least <= most:
