@@ -86,8 +86,6 @@ def test_a_local_instance_is_private_quiet_and_leaves_nothing(tmp_path: Path) ->
 def test_an_address_that_cannot_be_joined_says_so(
     monkeypatch: pytest.MonkeyPatch, address: str, message: str
 ) -> None:
-    if ray.is_initialized():
-        cluster.disconnect()
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ValueError, match=message) as caught:
         cluster.connect()
@@ -97,8 +95,6 @@ def test_an_address_that_cannot_be_joined_says_so(
 
 @pytest.mark.slow
 def test_a_listener_that_is_no_ray_head_is_found_out_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    if ray.is_initialized():
-        cluster.disconnect()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener.getsockname()[1]}")
         started = time.monotonic()
@@ -145,14 +141,8 @@ def die() -> None:
     os._exit(1)
 
 
-@pytest.fixture
-def local_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    cluster.connect(min_cpus=2)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 class TestRunBounded:
     def test_arguments_are_taken_as_they_are_needed(self) -> None:
         taken: list[int] = []
@@ -219,7 +209,7 @@ def hang() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("ray_here")
 class TestNodes:
     def test_a_worker_has_its_whole_share_from_one_node(self) -> None:
         (node,) = cluster_nodes.living_nodes()
