@@ -22,23 +22,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nst import allocator
 from nst.presets import PRESETS
 
-# glibc gives large freed buffers back to the system and pays for them again at the next step. Kept ones make
-# most networks here faster, ours and theirs, so all run with them kept.
-ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(1 << 26),
-}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 RESULTS = Path(__file__).parent / "results"
 
 
 def keep_freed_memory() -> None:
-    """Starts this program once more with `ALLOCATOR` set, unless it is: glibc reads it at the start only."""
-    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ALLOCATOR})
+    """Starts this program once more with freed memory kept, unless it is, for all contenders and threads."""
+    if any(os.environ.get(name) != value for name, value in allocator.ENVIRONMENT.items()):
+        wanted = {**os.environ, **allocator.ENVIRONMENT}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
 
 
 # --- measuring ---------------------------------------------------------------------------------------
@@ -191,7 +186,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "load_at_start": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "allocator": {name: os.environ.get(name, "") for name in ALLOCATOR},
+        "allocator": {name: os.environ.get(name, "") for name in allocator.ENVIRONMENT},
     }
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)

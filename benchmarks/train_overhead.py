@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -42,20 +43,22 @@ WARM_UP = 0.25  # share of the images that is left out
 SECONDS_FOR_A_TURN = 400
 SECONDS_TO_STOP = 60
 
-PLAIN, RAY, CHECKPOINTS, ONE_CORE, TWO_WORKERS = (
+PLAIN, RAY, CHECKPOINTS, ONE_CORE, TWO_WORKERS, TWO_TRAININGS = (
     "nst.train, 1 process",
     "nst train, 1 worker",
     f"nst train, 1 worker, a checkpoint every {CHECKPOINT_SECONDS} s",
     "nst train, 1 worker on 1 core",
     "nst train, 2 workers",
+    "2 × nst.train at once, each on a core of its own",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A training. `seconds`: between checkpoints."""
+    """A training, or several at once, which share nothing but the machine. `seconds`: between checkpoints."""
 
     with_ray: bool = True
+    num_at_once: int = 1
     num_workers: int = 1
     num_cores: int = 2
     num_threads: int | None = None  # None: what the options say
@@ -68,6 +71,7 @@ CONTENDERS = {
     CHECKPOINTS: Contender(seconds=CHECKPOINT_SECONDS),
     ONE_CORE: Contender(num_cores=1, num_threads=1),
     TWO_WORKERS: Contender(num_workers=2, num_threads=1),
+    TWO_TRAININGS: Contender(with_ray=False, num_at_once=2, num_threads=1),
 }
 
 
@@ -81,10 +85,10 @@ def environment(work: Path, num_threads: int) -> dict[str, str]:
     return {**known, **own, "OMP_NUM_THREADS": str(num_threads)}
 
 
-def run(command: Sequence[str], work: Path, cores: Sequence[int], num_threads: int) -> None:
+def run(command: Sequence[str], work: Path, cores: Sequence[int], num_threads: int, name: str) -> None:
     """Runs a program of this project on those cores only. Raises RuntimeError if it fails or takes too long;
     whatever it started has ended then."""
-    log_path = work / "turn.log"
+    log_path = work / f"{name}.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -133,11 +137,21 @@ class Bench:
     cores: tuple[int, ...]
 
     def take_turn(self, name: str, number: int) -> float:
-        """Trains once from the start; images a second of the steady part."""
+        """Trains once from the start; images a second of the steady part, of all trainings together."""
         contender = CONTENDERS[name]
-        num_threads = contender.num_threads or self.num_threads
+        cores = self.cores[: contender.num_cores]
+        share = len(cores) // contender.num_at_once
         place = list(CONTENDERS).index(name)
-        out = self.work / "runs" / f"{number}-{place}"
+
+        def train(one: int) -> float:
+            out = self.work / "runs" / f"{number}-{place}-{one}"
+            return self.train(contender, out, cores[one * share : (one + 1) * share])
+
+        with ThreadPoolExecutor(contender.num_at_once) as pool:
+            return sum(pool.map(train, range(contender.num_at_once)))
+
+    def train(self, contender: Contender, out: Path, cores: Sequence[int]) -> float:
+        num_threads = contender.num_threads or self.num_threads
         shutil.rmtree(out, ignore_errors=True)  # of a turn that was cut off
         command = ["pipelines.cli", "train"] if contender.with_ray else ["nst.train"]
         for role in ("content", "style"):
@@ -149,7 +163,7 @@ class Bench:
         if contender.with_ray:
             command += ["--name", "turn", "--device", "cpu", "--num-workers", str(contender.num_workers)]
             command += ["--threads", str(num_threads), "--checkpoint-seconds", str(contender.seconds)]
-        run(command, self.work, self.cores[: contender.num_cores], num_threads)
+        run(command, self.work, cores, num_threads, name=f"turn-{out.name}")
         return steady_rate(self.ray_reports(out) if contender.with_ray else plain_reports(out))
 
     def ray_reports(self, out: Path) -> list[tuple[int, float]]:
@@ -196,7 +210,7 @@ def make_corpora(pictures: Path | None, bench: Bench) -> None:
     for role in ("content", "style"):
         if not (bench.work / "corpora" / role / "corpus.json").exists():
             command = ["pipelines.cli", "shard", written[role], str(bench.work / "corpora" / role)]
-            run([*command, "--role", role], bench.work, bench.cores, bench.num_threads)
+            run([*command, "--role", role], bench.work, bench.cores, bench.num_threads, name="shard")
 
 
 def all_rounds(
@@ -279,7 +293,8 @@ def page(facts: Mapping[str, Any], asked: Mapping[str, Any], rounds: Sequence[Ma
         "# What a cluster costs a training",
         "",
         f"Preset `{asked['preset']}`, {asked['images']} images a training, {asked['pictures']}; two cores, "
-        f"{asked['threads']} threads where nothing else is said and 1 a worker in the last two rows. "
+        f"{asked['threads']} threads where nothing else is said and 1 a process in the last three "
+        "rows. The last row, two trainings that share nothing, is what the machine allows two workers. "
         f"{len(rounds)} interleaved rounds, median (lowest–highest), ratios round by round. Counted are the "
         f"images a second behind the first {WARM_UP:.0%}, as the training reports them: start and end, and "
         "what Ray takes for them, are left out.",
@@ -304,8 +319,8 @@ def main() -> None:
     parser.add_argument(
         "--pictures", type=Path, help="folder with content/ and style/LABEL/; the demo's if left out"
     )
-    parser.add_argument("--preset", default="smoke", choices=sorted(PRESETS))
-    parser.add_argument("--images", type=int, default=800, help="of a training")
+    parser.add_argument("--preset", default="micro", choices=sorted(PRESETS))
+    parser.add_argument("--images", type=int, default=400, help="of a training")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2, help="of the trainings that have both cores alone")
     default_work = Path(tempfile.gettempdir()) / "nst-train-overhead"
@@ -315,7 +330,10 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         parser.error("two cores are needed; this process may use one")
-    facts = timing.machine(torch.device("cpu")) | {"threads": options.threads}
+    facts = timing.machine(torch.device("cpu")) | {
+        "threads": options.threads,
+        "allocator": {"glibc": "as the trainings set it"},
+    }
     bench = Bench(
         work=options.work,
         preset=options.preset,

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
+from nst.allocator import keep_freed_memory
 from nst.checkpoint import CONFIG_FILE, read_config, save_checkpoint
 from nst.config import TrainConfig
 from nst.corpus import Corpus
@@ -141,6 +142,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
+    keep_freed_memory()
     device = (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
     )

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from infra import cluster, scratch
 from infra.cluster_nodes import Demand, room_for, wait_for_room
+from nst import allocator
 from pipelines.checkpoint_store import CheckpointStore
 from pipelines.console import Progress, StageFailed, say
 from pipelines.progress_board import ProgressBoard
@@ -167,6 +168,7 @@ def _live(settings: WorkerSettings, workers: Workers, size: int, num_images: int
             run_config=RunConfig(
                 name="run",
                 storage_path=folder,
+                worker_runtime_env={"env_vars": allocator.ENVIRONMENT},
                 # Whether to try again is decided by what was achieved, and here.
                 failure_config=FailureConfig(
                     max_failures=0,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
-import platform
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -17,6 +15,7 @@ import ray
 import torch
 
 from infra import storage
+from nst.allocator import keep_freed_memory
 from nst.images import ImageError, ImageFormat, decode_image, encode_image
 from nst.networks.style_code import StyleCode
 from nst.stylize import Stylizer
@@ -24,8 +23,6 @@ from pipelines.exif import kept_exif, with_exif
 from pipelines.stylize_plan import Look
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# of malloc.h: M_MMAP_MAX (none), M_TRIM_THRESHOLD and M_TOP_PAD (bytes)
-MALLOC_OPTIONS = {-4: 0, -1: 2_000_000_000, -2: 200_000_000}
 CODE_VERSION = 1  # raise it when the same settings give other pictures: reruns then do everything again
 
 
@@ -89,19 +86,6 @@ def stylizer_of(checkpoint_dir: str, settings: StylizeSettings) -> Stylizer:
     return Stylizer.load(checkpoint_dir, dtype=PRECISIONS[settings.precision])
 
 
-def keep_buffers() -> None:
-    """Lets this process keep the memory that it frees, where the C library is glibc.
-
-    glibc gives large buffers back to the system after each layer and asks for them again; keeping them makes
-    a generator on a CPU about a quarter faster.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    for option, value in MALLOC_OPTIONS.items():
-        libc.mallopt(option, value)
-
-
 @ray.remote(num_cpus=1, max_restarts=0)
 class StylizeWorker:
     """Holds a model.
@@ -119,7 +103,7 @@ class StylizeWorker:
         settings: StylizeSettings,
         num_threads: int,
     ) -> None:
-        keep_buffers()
+        keep_freed_memory()
         torch.set_num_threads(min(num_threads, os.cpu_count() or 1))
         with tempfile.TemporaryDirectory(prefix="nst-model-") as folder:
             for name, data in model_files.items():

@@ -20,7 +20,6 @@ from typing import IO, Any
 
 from benchmarks.ablation.corpora import Corpora
 from benchmarks.ablation.variants import DEFAULT_VARIANTS, Variant, assignments, resolve
-from benchmarks.timing import ALLOCATOR
 from nst.checkpoint import STATE_FILE, read_config
 from nst.config import TrainConfig
 from nst.standalone import find_checkpoint
@@ -30,7 +29,7 @@ METRICS_FILE, RECORD_FILE, LOG_FILE, LOCK_FILE = "metrics.jsonl", "run.json", "t
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_LOOKS = 0.5
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **ALLOCATOR}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
