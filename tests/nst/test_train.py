@@ -144,6 +144,16 @@ def test_the_checkpoint_is_the_model(corpora, tiny, tmp_path):
     assert model_digest(folder) != model_digest(tmp_path / "48")
 
 
+def test_a_training_that_has_diverged_is_told_apart(corpora, tiny):
+    objective = prepare(tiny, *corpora).objective
+    previews = Previews.choose(tiny, *corpora)
+    assert previews.measure(objective)["preview/distance"] > 0
+    with torch.no_grad():
+        next(objective.networks()["ema"].parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"has diverged.*lower rates"):
+        previews.measure(objective)
+
+
 def test_damaged_checkpoints_are_named(corpora, tiny, tmp_path):
     run(tiny, corpora, Recorder(tmp_path))
     with pytest.raises(ValueError, match=r"nowhere is not a checkpoint"):

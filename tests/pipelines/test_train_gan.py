@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from infra import cluster
 from pipelines.cli import main
+from pipelines.train_gan import check_tracking
 from tests.corpora import make_corpus
 from tests.servers import free_port
 from tests.trial_cluster import wait_for
@@ -85,6 +86,12 @@ def test_an_unreachable_mlflow_costs_no_training(corpora, tmp_path, monkeypatch)
     assert result.exit_code == 2, result.output
     assert "MLFLOW_TRACKING_URI" in result.stderr
     assert time.monotonic() - started < 30
+
+
+def test_a_training_that_goes_on_does_without_mlflow(monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    assert not check_tracking({"run_id": "of an earlier start"})
+    assert "goes on without it" in caplog.text
 
 
 def test_a_tracking_store_that_would_be_lost_is_refused(corpora, tmp_path, monkeypatch):
