@@ -23,10 +23,10 @@ demo: install ## The whole chain on real images, on this machine (about 3 minute
 	$(BIN)/nst demo
 
 test: install ## All tests (real Ray, S3 and MLflow servers)
-	$(BIN)/python -m pytest -m "not faults"
+	$(BIN)/python -m pytest -m "not faults" --durations=12
 
 test-faults: install ## Series of failures, minutes each
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m faults --durations=12
 
 fault-matrix: install ## One training for each fault; writes the table of outcomes into the README
 	$(BIN)/python -m tests.fault_table
