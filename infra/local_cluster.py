@@ -30,6 +30,7 @@ import click
 import psutil
 import requests
 
+from infra.cluster import num_usable_cpus
 from infra.local_servers import SECONDS_TO_START, SECONDS_TO_STOP, end_of, free_port, mlflow_server
 
 FIRST_ADDRESS = ipaddress.ip_address("127.0.0.2")
@@ -286,7 +287,9 @@ def _kill(mark: str) -> None:
 
 @click.command()
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Worker nodes.")
-@click.option("--cpus-per-worker", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--cpus-per-worker", type=click.IntRange(min=1), help="[default: this machine's, shared among them]"
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the jobs server. [a free one]")
 @click.option(
     "--mlflow",
@@ -296,7 +299,7 @@ def _kill(mark: str) -> None:
 )
 @click.option("--env-file", metavar="PATH", help="Write the exports there as long as the cluster lives.")
 def main(
-    workers: int, cpus_per_worker: int, port: int, mlflow_folder: str | None, env_file: str | None
+    workers: int, cpus_per_worker: int | None, port: int, mlflow_folder: str | None, env_file: str | None
 ) -> None:
     """Start a Ray cluster of several nodes on this machine, print the settings that reach it, and end it with
     Ctrl-C. Linux only.
@@ -308,6 +311,8 @@ def main(
       nst submit -- doctor
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # More than there are would have the threads of a training wait for each other.
+    cpus_per_worker = cpus_per_worker or max(1, num_usable_cpus() // workers)
     try:
         with contextlib.ExitStack() as stack:
             shown = {}
