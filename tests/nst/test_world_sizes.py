@@ -180,7 +180,7 @@ def test_any_number_of_workers_sees_the_same_batches_and_trains_to_the_same_weig
     assert_same(found_by(IN_DOUBLE, corpora, tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_conditional_gan_too_and_in_fp32_workers_differ_as_roundings_do(corpora, tmp_path):
     found = found_by(RGAN_IN_DOUBLE + IN_SINGLE + NUDGED, corpora, tmp_path)
     assert_same({run: found[run] for run in RGAN_IN_DOUBLE})

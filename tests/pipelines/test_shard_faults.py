@@ -166,7 +166,7 @@ def objects_below(uri: str) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_store_that_fails_now_and_then_costs_nothing(
     s3: S3Server, bucket: str, uploaded: str, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,7 +440,7 @@ def test_two_runs_at_once_make_one_corpus(
     assert bytes_below(corpus) == case.after
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_that_is_killed_is_gone_on_with_by_more_workers(tmp_path: Path, start: Start) -> None:
     folder, corpus = tmp_path / "source", tmp_path / "corpus"
     add_pictures(folder, "monet", range(130), (64, 48))
