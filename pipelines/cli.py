@@ -20,7 +20,7 @@ VERBS = {
     "evaluate": ("pipelines.evaluate_model:evaluate", "Measure a model beside its baselines."),
     "promote": ("pipelines.promote_model:promote", "Make a version the champion, if the gate agrees."),
     "rollback": ("pipelines.promote_model:rollback", "Bring the previous champion back."),
-    "history": ("pipelines.promote_model:history", "Who promoted what, when, why, with which figures."),
+    "history": ("pipelines.show_history:history", "Who promoted what, when, why, with which figures."),
     "stylize": ("pipelines.stylize_bucket:stylize", "Every image of a folder or bucket in the given styles."),
     "submit": ("pipelines.submit_job:submit", "Run a verb as a job on a Ray cluster."),
     "jobs": ("pipelines.submit_job:jobs", "List the jobs of a cluster."),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infra import places, registry
+from infra import evaluations, places, registry
 from nst.intervals import summarize
 from nst.metrics import (
     LOWER_IS_BETTER,
@@ -176,7 +176,7 @@ def _record(model: str, resolved: ResolvedModel, evaluation: dict[str, Any]) -> 
         return None
     name = re.match(r"models:/([^/@]+)", model)
     assert name is not None, model
-    registry.record_evaluation(name[1], resolved.version, evaluation)
+    evaluations.record_evaluation(name[1], resolved.version, evaluation)
     return f"models:/{name[1]}/{resolved.version}"
 
 

@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 import nst
-from infra import registry, tracking_server
-from infra.registry import ModelInterface
+from infra import publishing, registry, tracking_server
+from infra.publishing import ModelInterface
 from nst.checkpoint import model_digest
 from pipelines.console import StageFailed
 from pipelines.models import fetch_checkpoint
@@ -46,7 +46,7 @@ def register_checkpoint(
         ValueError: it is no checkpoint, or `run_id` is unknown.
     """
     checkpoint_dir = fetch_checkpoint(checkpoint_uri)
-    version = registry.register(
+    version = publishing.register(
         checkpoint_dir,
         name=model_name,
         run_id=run_id,

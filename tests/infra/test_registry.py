@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from infra import promotions, registry, tracking, tracking_server
+from infra import evaluations, promotions, publishing, registry, tracking, tracking_server
 from infra.promotions import Grounds, move_champion, verify_history
-from infra.registry import ModelInterface, RegisteredVersion
+from infra.publishing import ModelInterface
+from infra.registry import RegisteredVersion
 from tests.servers import mlflow_server
 
 # A model's code in small: gives back what it got, and what it was told about itself.
@@ -62,7 +63,7 @@ def register(folder: Path, content: str, **options: Any) -> RegisteredVersion:
     package = folder / "little_package"
     package.mkdir(exist_ok=True)
     (package / "__init__.py").write_text("")
-    return registry.register(
+    return publishing.register(
         checkpoint,
         digest=f"digest of {content}",
         python_model_path=code,
@@ -179,7 +180,7 @@ def test_mistakes_are_told_with_what_there_is(model: str, tmp_path: Path) -> Non
         with pytest.raises(ValueError, match=expected):
             registry.resolve(model_uri)
     with pytest.raises(ValueError, match=r"is not a checkpoint: it has no model\.safetensors"):
-        registry.register(
+        publishing.register(
             tmp_path,
             digest="",
             python_model_path="x.py",
@@ -195,13 +196,13 @@ def test_mistakes_are_told_with_what_there_is(model: str, tmp_path: Path) -> Non
 
 def test_an_evaluation_is_kept_and_checked(model: str) -> None:
     version = registry.get_version(model, 1)
-    assert registry.evaluation(version) is None
+    assert evaluations.evaluation(version) is None
     found = evaluation_of(version.digest, style_distance=0.25, edge_ssim=0.75)
-    registry.record_evaluation(model, 1, evaluation_of(version.digest, style_distance=0.5))
-    registry.record_evaluation(model, 1, found)
+    evaluations.record_evaluation(model, 1, evaluation_of(version.digest, style_distance=0.5))
+    evaluations.record_evaluation(model, 1, found)
 
     version = registry.get_version(model, 1)
-    assert registry.evaluation(version) == found
+    assert evaluations.evaluation(version) == found
     assert version.tags["style_distance"] == "0.2500"
     client = tracking_server.client()
     assert client.get_run(version.run_id or "").data.metrics["evaluation/edge_ssim"] == 0.75
@@ -209,13 +210,13 @@ def test_an_evaluation_is_kept_and_checked(model: str) -> None:
     assert on_model["evaluation/edge_ssim"] == 0.75
 
     with pytest.raises(ValueError, match="evaluate models:/"):
-        registry.record_evaluation(model, 2, found)
+        evaluations.record_evaluation(model, 2, found)
     stored_path, _, _ = version.tags["evaluation"].partition(" ")
     artifact_uri = client.get_run(version.run_id or "").info.artifact_uri or ""
     path = Path(artifact_uri.removeprefix("file://")) / stored_path
     path.write_text(path.read_text().replace("0.25", "0.05"))
     with pytest.raises(OSError, match="altered"):
-        registry.evaluation(version)
+        evaluations.evaluation(version)
 
 
 def test_promotions_and_rollbacks_are_a_history(model: str) -> None:
@@ -349,8 +350,8 @@ def test_the_same_on_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         first = register(tmp_path, "one", name="served")
         second = register(tmp_path, "two", name="served")
         assert first.source.startswith("mlflow-artifacts:")
-        registry.record_evaluation("served", 1, evaluation_of(first.digest, edge_ssim=0.5))
-        stored = registry.evaluation(registry.resolve("models:/served/1"))
+        evaluations.record_evaluation("served", 1, evaluation_of(first.digest, edge_ssim=0.5))
+        stored = evaluations.evaluation(registry.resolve("models:/served/1"))
         assert stored == evaluation_of(first.digest, edge_ssim=0.5)
         move_champion("served", 1, kind="promote", grounds=Grounds())
         move_champion("served", 2, kind="promote", grounds=Grounds(figures={"edge_ssim": 0.5}))

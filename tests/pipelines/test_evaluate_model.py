@@ -15,7 +15,7 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_images
 
-from infra import registry
+from infra import evaluations, registry
 from nst.metrics import LOWER_IS_BETTER
 from nst.stylize import Stylizer
 from pipelines.evaluate_model import evaluate, methods_of, sensitivities
@@ -170,7 +170,7 @@ def test_figures_of_a_registered_version_are_kept_with_it(
     arguments = ("--content", folders[0], "--style", folders[1], "--report", tmp_path / "report", *SMALL)
     printed = found(run(f"models:/nst/{version}", *arguments))
     assert printed["recorded"] == f"models:/nst/{version}"
-    kept = registry.evaluation(registry.get_version("nst", version))
+    kept = evaluations.evaluation(registry.get_version("nst", version))
     assert kept is not None
     assert kept["measures"] == printed["measures"]
     assert found(run(str(version), *arguments))["recorded"] == f"models:/nst/{version}"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from infra import promotions, registry, tracking_server
+from infra import evaluations, promotions, publishing, registry, tracking_server
 from infra.promotions import Grounds, move_champion
-from infra.registry import ModelInterface
+from infra.publishing import ModelInterface
 from pipelines.cli import main
 from pipelines.gate import load_gate
 
@@ -160,7 +160,7 @@ def model(store: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatc
     for version in (1, 2, 3):
         (tmp_path / "model.safetensors").write_text(str(version))
         (tmp_path / "config.json").write_text("{}")
-        registry.register(
+        publishing.register(
             tmp_path,
             digest=f"digest {version}",
             python_model_path=code,
@@ -170,7 +170,7 @@ def model(store: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatc
             name=name,
         )
     for version in (1, 2):
-        registry.record_evaluation(name, version, evaluation_of(GOOD, f"digest {version}"))
+        evaluations.record_evaluation(name, version, evaluation_of(GOOD, f"digest {version}"))
     return name
 
 
@@ -230,7 +230,7 @@ def test_promote_rollback_history(model: str) -> None:
 def test_a_refusal_names_the_measure_and_moves_nothing(model: str) -> None:
     assert run("promote", "1", "--model", model).exit_code == 0
     means, _ = BAD_MODELS["gives the content back"]
-    registry.record_evaluation(model, 3, evaluation_of(means, "digest 3"))
+    evaluations.record_evaluation(model, 3, evaluation_of(means, "digest 3"))
     before = aliases(model)
     refused = run("promote", "3", "--model", model, "--json")
     assert refused.exit_code == 3

@@ -1,0 +1,93 @@
+"""What an evaluation found about a registered version, kept with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from infra import registry, tracking_server
+from infra.registry import RegisteredVersion
+from infra.run_delivery import MAX_DIGEST_CHARACTERS
+
+
+def record_evaluation(name: str, version: int, evaluation: Mapping[str, Any]) -> None:
+    """Keeps what an evaluation found: the whole as JSON beside the version's run, the means as figures of the
+    run and of its model, and which evaluation counts (the latest) in the version's tags.
+
+    Args:
+        evaluation: {"measures": {name: {"mean", "low", "high"}}, "baselines": {name: measures},
+            "evaluation_set": {...}, "model_digest": sha256}.
+
+    Raises:
+        ValueError: the evaluation is of another model than the version holds.
+    """
+    found = registry.get_version(name, version)
+    if evaluation["model_digest"] != found.digest:
+        raise ValueError(
+            f"the evaluation is of the model {evaluation['model_digest'][:12]}, but {found} is "
+            f"{(found.digest or 'of unknown digest')[:12]}; evaluate {found}"
+        )
+    if found.run_id is None:
+        raise ValueError(f"{found} belongs to no run; register its checkpoint again")
+    client = tracking_server.client()
+    text = json.dumps(evaluation, indent=2, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path = f"evaluations/{name}-{version}-{digest[:12]}.json"
+    client.log_text(found.run_id, text, path)
+    set_digest = evaluation_set_digest(evaluation)
+    now = int(time.time() * 1000)
+    means = {key: float(value["mean"]) for key, value in evaluation["measures"].items()}
+    metrics = [
+        Metric(
+            f"evaluation/{key}",
+            mean,
+            now,
+            step=0,
+            model_id=found.model_id,
+            dataset_name="evaluation",
+            dataset_digest=set_digest[:MAX_DIGEST_CHARACTERS],
+            run_id=found.run_id,
+        )
+        for key, mean in means.items()
+    ]
+    client.log_batch(found.run_id, metrics=metrics)
+    for key, mean in means.items():
+        client.set_model_version_tag(name, str(version), key, f"{mean:.4f}")
+    client.set_model_version_tag(name, str(version), "evaluation_set", set_digest)
+    # Last, and in one tag: this is what makes the evaluation count.
+    client.set_model_version_tag(name, str(version), "evaluation", f"{path} {digest}")
+
+
+def evaluation(version: RegisteredVersion) -> dict[str, Any] | None:
+    """The latest recorded evaluation of `version`; None if there is none.
+
+    Raises:
+        OSError: it is recorded but cannot be read, or was altered since.
+    """
+    tag = version.tags.get("evaluation")
+    if tag is None or version.run_id is None:
+        return None
+    path, _, digest = tag.partition(" ")
+    try:
+        with tempfile.TemporaryDirectory(prefix="nst-evaluation-") as folder:
+            text = Path(tracking_server.client().download_artifacts(version.run_id, path, folder)).read_text()
+    except (MlflowException, OSError) as error:
+        raise OSError(f"{version}: cannot read its evaluation {path} ({error})") from error
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise OSError(
+            f"{version}: its evaluation {path} was altered after it was recorded; evaluate it again"
+        )
+    return json.loads(text)
+
+
+def evaluation_set_digest(evaluation: Mapping[str, Any]) -> str:
+    """sha256 over what was measured on: only evaluations on one set can be compared."""
+    return hashlib.sha256(json.dumps(evaluation["evaluation_set"], sort_keys=True).encode()).hexdigest()
