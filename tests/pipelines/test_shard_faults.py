@@ -52,16 +52,18 @@ class Run:
     process: subprocess.Popen[bytes]
     scratch: Path
     log: Path
+    answer: Path
 
     def wait(self) -> int:
         return self.process.wait(SECONDS)
 
     def output(self) -> str:
-        return self.log.read_text(errors="replace")
+        return "".join(path.read_text(errors="replace") for path in (self.answer, self.log))
 
     def result(self) -> dict[str, Any]:
+        """What stdout says; Ray's own words about processes that died go to stderr, at any moment."""
         assert self.wait() == 0, self.output()
-        return json.loads(self.output().splitlines()[-1])
+        return json.loads(self.answer.read_text().splitlines()[-1])
 
     def workers(self) -> list[psutil.Process]:
         """Ray's processes that write a shard at this moment."""
@@ -88,22 +90,23 @@ def starting() -> Iterator[Start]:
 
     def start(source: object, corpus: object, *options: object, **environment: str) -> Run:
         folder, log = scratch / str(len(runs)), scratch / f"{len(runs)}.log"
+        answer = log.with_suffix(".json")
         folder.mkdir()
         command = [sys.executable, "-m", "pipelines.cli", "shard", str(source), str(corpus), "--json"]
         command += ["--role", "style", "--size", "64", "--dedupe", *map(str, options)]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         settings = {"TMPDIR": str(folder), "RAY_TMPDIR": str(folder), **environment}
-        with log.open("wb") as file:
+        with log.open("wb") as stderr, answer.open("wb") as stdout:
             process = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
                 env=inherited | settings,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
+                stdout=stdout,
+                stderr=stderr,
                 start_new_session=True,
             )
-        runs.append(Run(process=process, scratch=folder, log=log))
+        runs.append(Run(process=process, scratch=folder, log=log, answer=answer))
         return runs[-1]
 
     try:
