@@ -12,19 +12,27 @@ from typing import Any
 
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from infra import registry, tracking_server
 from infra.registry import RegisteredVersion
 from infra.run_delivery import MAX_DIGEST_CHARACTERS
 
+EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
 
-def record_evaluation(name: str, version: int, evaluation: Mapping[str, Any]) -> None:
-    """Keeps what an evaluation found: the whole as JSON beside the version's run, the means as figures of the
-    run and of its model, and which evaluation counts (the latest) in the version's tags.
+
+def record_evaluation(
+    name: str, version: int, evaluation: Mapping[str, Any], *, files: Mapping[str, bytes] | None = None
+) -> None:
+    """Keeps what an evaluation found: the whole as JSON and the files of its report beside the version's run,
+    the means as figures of the run and of its model, and which evaluation counts (the latest) in the
+    version's tags.
 
     Args:
-        evaluation: {"measures": {name: {"mean", "low", "high"}}, "baselines": {name: measures},
-            "evaluation_set": {...}, "model_digest": sha256}.
+        evaluation: {"measures": {name: {"mean", "low", "high", "values"}}, "baselines": {name: measures},
+            "pairs": {"content", "style"}, "evaluation_set": {...}, "model_digest": sha256}.
+        files: name -> bytes of the report; a report.html among them is named in the tag `report`. The
+            version's own figures are kept as evaluation.json, whatever is called so here.
 
     Raises:
         ValueError: the evaluation is of another model than the version holds.
@@ -38,10 +46,11 @@ def record_evaluation(name: str, version: int, evaluation: Mapping[str, Any]) ->
     if found.run_id is None:
         raise ValueError(f"{found} belongs to no run; register its checkpoint again")
     client = tracking_server.client()
-    text = json.dumps(evaluation, indent=2, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    path = f"evaluations/{name}-{version}-{digest[:12]}.json"
-    client.log_text(found.run_id, text, path)
+    text, digest = _text_of(evaluation), evaluation_digest(evaluation)
+    folder = f"evaluations/{name}-{version}-{digest[:12]}"
+    path = f"{folder}/{EVALUATION_FILE}"
+    kept = {**(files or {}), EVALUATION_FILE: text.encode()}
+    _log_files(client, found.run_id, kept, folder)
     set_digest = evaluation_set_digest(evaluation)
     now = int(time.time() * 1000)
     means = {key: float(value["mean"]) for key, value in evaluation["measures"].items()}
@@ -62,8 +71,18 @@ def record_evaluation(name: str, version: int, evaluation: Mapping[str, Any]) ->
     for key, mean in means.items():
         client.set_model_version_tag(name, str(version), key, f"{mean:.4f}")
     client.set_model_version_tag(name, str(version), "evaluation_set", set_digest)
+    if REPORT_FILE in kept:
+        report = f"runs:/{found.run_id}/{folder}/{REPORT_FILE}"
+        client.set_model_version_tag(name, str(version), "report", report)
     # Last, and in one tag: this is what makes the evaluation count.
     client.set_model_version_tag(name, str(version), "evaluation", f"{path} {digest}")
+
+
+def _log_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes], folder: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="nst-evaluation-") as temporary:
+        for name, data in files.items():
+            Path(temporary, name).write_bytes(data)
+        client.log_artifacts(run_id, temporary, folder)
 
 
 def evaluation(version: RegisteredVersion) -> dict[str, Any] | None:
@@ -86,6 +105,15 @@ def evaluation(version: RegisteredVersion) -> dict[str, Any] | None:
             f"{version}: its evaluation {path} was altered after it was recorded; evaluate it again"
         )
     return json.loads(text)
+
+
+def evaluation_digest(evaluation: Mapping[str, Any]) -> str:
+    """sha256 of an evaluation as it is kept."""
+    return hashlib.sha256(_text_of(evaluation).encode()).hexdigest()
+
+
+def _text_of(evaluation: Mapping[str, Any]) -> str:
+    return json.dumps(evaluation, indent=2, sort_keys=True)
 
 
 def evaluation_set_digest(evaluation: Mapping[str, Any]) -> str:

@@ -97,6 +97,7 @@ def train_artist_encoder(
     temperature: float = 0.2,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    on_step: Callable[[], None] = lambda: None,
 ) -> ArtistEncoder:
     """An encoder that tells artists apart, by the matrix loss on batches of P artists x K works. The same
     arguments give the same encoder on the same machine; the process's random state is left alone.
@@ -106,6 +107,7 @@ def train_artist_encoder(
         labels: int [n], the artist of each work.
         rows: int, the works to train on; None: all.
         num_classes, works_per_class: P, taken down to the number of artists, and K.
+        on_step: called after each step; a minute can be long without.
 
     Raises:
         ValueError: fewer than 2 artists.
@@ -134,6 +136,7 @@ def train_artist_encoder(
         loss.backward()
         optimizer.step()
         schedule.step()
+        on_step()
     return encoder.eval().requires_grad_(False)
 
 

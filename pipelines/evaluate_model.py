@@ -1,50 +1,49 @@
-"""`nst evaluate`: a model's figures beside those of doing nothing, copying the style and moving colours."""
+"""`nst evaluate`: models' figures beside those of doing nothing, copying the style and moving colours."""
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
-import numpy as np
-import torch
-from torch import Tensor
 
-from infra import evaluations, places, registry
+from infra import evaluations, places, registry, storage
+from nst.checkpoint import read_config
 from nst.intervals import summarize
-from nst.metrics import (
-    LOWER_IS_BETTER,
-    MIN_SIDE,
-    STRIDE,
-    baselines,
-    pair_measures,
-    shift_consistency,
-    style_sensitivity,
-)
-from nst.stylize import Stylizer, joined_codes
+from nst.metrics import MIN_SIDE, STRIDE
+from nst.stylize import Stylizer
 from nst.vgg import VGGFeatures, load_vgg
+from pipelines.artist_judge import ArtistJudge, train_judge
 from pipelines.console import Progress, Stage, say
-from pipelines.evaluation_report import TITLES, write_report
+from pipelines.evaluation import EvaluatedModel, Evaluation, title_of
+from pipelines.evaluation_report import report_files
 from pipelines.evaluation_set import EvaluationSet, make_evaluation_set, open_pictures
+from pipelines.lineage import code_digest
+from pipelines.measure_models import Measured, baseline_method, measure, model_method
+from pipelines.measures import BASELINE_TITLES, MEASURES, Summary
 from pipelines.models import ResolvedModel, resolve_model
+from pipelines.published_set import MANIFEST_NAME, publish_set, read_set
+from pipelines.training_record import code_version
 
-BATCH = 8  # pairs
 MIN_SIZE = MIN_SIDE + STRIDE  # px; a picture is also moved by a few
-NUM_SENSITIVITY_CONTENTS, NUM_SENSITIVITY_STYLES = 8, 4
-
-Figures = dict[str, list[float]]
-Method = Callable[[Tensor, Tensor], Tensor]
+NUM_PAIRS, SIZE, SEED = 64, 256, 0
+LETTERS = "ABCDEFGHIJ"
 
 
 @click.command("evaluate", cls=Stage)
 @click.argument("model", metavar="MODEL")
-@click.option("--content", "content_uri", required=True, metavar="URI", help="Corpus or folder of photos.")
-@click.option("--style", "style_uri", required=True, metavar="URI", help="Corpus or folder of artworks.")
+@click.argument("others", nargs=-1, metavar="[MODEL]...")
+@click.option("--content", "content_uri", metavar="URI", help="Corpus or folder of photos.")
+@click.option("--style", "style_uri", metavar="URI", help="Corpus or folder of artworks.")
 @click.option("--report", "report_uri", required=True, metavar="DIR", help="Where the report is written.")
-@click.option("--pairs", type=click.IntRange(min=2), default=64, show_default=True, help="How many.")
-@click.option("--size", type=click.IntRange(min=MIN_SIZE), default=256, show_default=True, help="Side in px.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the pairs.")
+@click.option("--evaluation-set", "set_uri", metavar="URI", help="Pairs kept as files: made or used.")
+@click.option("--pairs", type=click.IntRange(min=2), show_default=str(NUM_PAIRS), help="How many.")
+@click.option("--size", type=click.IntRange(min=MIN_SIZE), show_default=str(SIZE), help="Side in px.")
+@click.option("--seed", type=int, show_default=str(SEED), help="Chooses the pairs.")
+@click.option("--artists", "artists_uri", metavar="CORPUS", help="Labelled works: is the artist recognised?")
 @click.option("--vgg", "vgg_path", metavar="FILE", help="VGG-19 as safetensors: adds its measures.")
 @click.option(
     "--model-name",
@@ -54,141 +53,259 @@ Method = Callable[[Tensor, Tensor], Tensor]
 )
 def evaluate(
     model: str,
-    content_uri: str,
-    style_uri: str,
+    others: tuple[str, ...],
+    content_uri: str | None,
+    style_uri: str | None,
     report_uri: str,
-    pairs: int,
-    size: int,
-    seed: int,
+    set_uri: str | None,
+    pairs: int | None,
+    size: int | None,
+    seed: int | None,
+    artists_uri: str | None,
     vgg_path: str | None,
     model_name: str,
 ) -> dict[str, Any]:
     """Measure MODEL on fixed pairs of content and style, beside three baselines.
 
-    The same pictures, pairs, size and seed give the same pairs, so that models can be compared. Read content
-    and style figures together: the unchanged content has the best content figures, the copied style the best
-    style figures. DIR gets report.html, evaluation.json and grid.jpg. The figures of a registered version are
-    kept with it, for `nst promote`.
+    Several MODELs stand side by side in one report, with their differences to the first. The same pictures,
+    pairs, size and seed give the same pairs, so that models can be compared. Read content and style figures
+    together: the unchanged content has the best content figures, the copied style the best style figures.
+    DIR gets report.html, evaluation.json and grid.jpg. Of a registered version all of it is kept with it, for
+    `nst promote`.
+
+    --evaluation-set publishes the pairs where there are none yet; from then on they are used as they lie
+    there, and --content and --style need not be given. --artists trains an encoder on labelled works (some
+    minutes) and adds artist_top1: is a picture taken for one by the artist of its style? Labels of style
+    pictures are those of their corpus, or the names of their folders.
 
     \b
     Examples:
       nst evaluate models:/nst@challenger --content held-out/photos --style held-out/art --report report
       nst evaluate runs/first/checkpoint --content s3://data/content --style s3://data/style --report report
+      nst evaluate 4 --evaluation-set s3://data/pairs-1 --content held-out/photos --style held-out/art \\
+          --artists corpora/style --report report
+      nst evaluate models:/nst@challenger models:/nst@champion --evaluation-set s3://data/pairs-1 --report r
     """
-    if model.isdecimal():
-        model = f"models:/{model_name}/{model}"
     vgg = load_vgg(vgg_path) if vgg_path else None
-    resolved = resolve_model(model)
-    content, style = open_pictures(content_uri), open_pictures(style_uri)
-    chosen = make_evaluation_set(content, style, num_pairs=pairs, size=size, seed=seed)
-    if len(chosen) < pairs:
+    names = [f"models:/{model_name}/{name}" if name.isdecimal() else name for name in (model, *others)]
+    resolved = _resolve(names)
+    chosen = _evaluation_set(set_uri, content_uri, style_uri, pairs, size, seed)
+    if len(chosen) < (pairs or NUM_PAIRS) and set_uri is None:
         say(f"there are only {len(chosen)} different pairs; all of them are measured")
-    stylizer = Stylizer.load(resolved.checkpoint_dir)
-    figures, stylized = measure(chosen, stylizer, vgg)
-    evaluation = {
-        "measures": summarize(figures.pop("model")),
-        "baselines": {name: summarize(values) for name, values in figures.items()},
-        "evaluation_set": chosen.identity(),
-        "model_digest": resolved.digest,
-    }
-    write_report(
-        places.absolute(report_uri), evaluation, chosen, stylized, _facts(resolved, content.uri, style.uri)
-    )
+    judge = train_judge(artists_uri, chosen) if artists_uri else None
+    sources = {"Contents": content_uri, "Styles": style_uri, "Pairs kept at": set_uri, "Artists": artists_uri}
+    evaluation = _measured(chosen, resolved, vgg, judge, _facts(sources, judge))
     _print_table(evaluation)
-    recorded = _record(model, resolved, evaluation)
-    if recorded:
-        say(f"kept with {recorded}")
-    result = {"model": resolved.name, "report": places.join(report_uri, "report.html"), "recorded": recorded}
-    say(f"report    {result['report']}")
-    return {**result, **evaluation}
+    files = report_files(evaluation)
+    for name, data in files.items():
+        storage.write_bytes(places.join(places.absolute(report_uri), name), data)
+    report = places.join(report_uri, "report.html")
+    say(f"report    {report}")
+    recorded = [
+        _record(name, one, evaluation.kept(found), files)
+        for name, one, found in zip(names, resolved, evaluation.models, strict=True)
+    ]
+    return _result(evaluation, resolved, report, recorded)
 
 
-@torch.inference_mode()
-def measure(
-    chosen: EvaluationSet, stylizer: Stylizer, vgg: VGGFeatures | None
-) -> tuple[dict[str, Figures], Tensor]:
-    """(method -> measure -> figures, the model's pictures [N, 3, H, W] in [0, 1]). The method "model" is the
-    stylizer; the others are the baselines."""
-    methods = methods_of(stylizer)
-    figures: dict[str, Figures] = {name: {} for name in methods}
-    pictures: list[Tensor] = []
-    starts = range(0, len(chosen), BATCH)
-    with Progress("evaluate", total=len(chosen), unit="pair") as progress:
-        for start in starts:
-            content, style = chosen.content[start : start + BATCH], chosen.style[start : start + BATCH]
-            for name, method in methods.items():
-                made = method(content, style)
-                found = pair_measures(made, content, style)
-                if vgg is not None:
-                    found |= vgg.pair_measures(made, content, style)
-                for measure_name, values in found.items():
-                    figures[name].setdefault(measure_name, []).extend(values)
-                if name == "model":
-                    pictures.append(made)
-            progress.advance(len(content))
-    for name, method in methods.items():
-        figures[name]["style_sensitivity"] = sensitivities(chosen, method)
-        figures[name]["shift_consistency"] = shift_consistencies(chosen, method)
-    return figures, torch.cat(pictures)
+def _resolve(names: Sequence[str]) -> list[ResolvedModel]:
+    if len(names) > len(LETTERS):
+        raise ValueError(f"{len(names)} models are too many for one report; give {len(LETTERS)} at most")
+    resolved: dict[str, ResolvedModel] = {}
+    for name in names:
+        found = resolve_model(name)
+        if found.digest in resolved:
+            raise ValueError(
+                f"{resolved[found.digest].name} and {found.name} are the same model (digest "
+                f"{found.digest[:12]}); name each model once"
+            )
+        resolved[found.digest] = found
+    return list(resolved.values())
 
 
-def methods_of(stylizer: Stylizer) -> dict[str, Method]:
-    """What turns [N, 3, H, W] contents and styles in [0, 1] into pictures: the model and the baselines."""
+def _evaluation_set(
+    set_uri: str | None,
+    content_uri: str | None,
+    style_uri: str | None,
+    pairs: int | None,
+    size: int | None,
+    seed: int | None,
+) -> EvaluationSet:
+    """The published set if there is one, else one made of the sources (and published, if it has a place).
 
-    def model(content: Tensor, style: Tensor) -> Tensor:
-        code = joined_codes([stylizer.encode_style(one * 2 - 1) for one in style])
-        pixels = (content * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-        return torch.from_numpy(stylizer.stylize_batch(pixels, code)).permute(0, 3, 1, 2).float() / 255
+    Raises:
+        ValueError: the sources are missing, or what was asked for is not what was published.
+    """
+    published = read_set(set_uri) if set_uri else None
+    if published is not None:
+        assert set_uri is not None
+        _check_published(set_uri, published, content_uri, style_uri, pairs, size, seed)
+        return published
+    if not content_uri or not style_uri:
+        remedy = f"{set_uri} holds no {MANIFEST_NAME} yet: to make it, give" if set_uri else "give"
+        raise ValueError(f"{remedy} --content URI and --style URI, corpora or folders of pictures")
+    chosen = make_evaluation_set(
+        open_pictures(content_uri),
+        open_pictures(style_uri),
+        num_pairs=pairs or NUM_PAIRS,
+        size=size or SIZE,
+        seed=SEED if seed is None else seed,
+    )
+    if set_uri is None:
+        return chosen
+    publish_set(chosen, set_uri)
+    published = read_set(set_uri)
+    if published is None or published.identity() != chosen.identity():
+        raise ValueError(f"somebody else published another set at {set_uri} just now; start again to use it")
+    say(f"pairs     {set_uri}, {len(published)} pairs, digest {published.digest[:12]}")
+    return published
 
-    def baseline(name: str) -> Method:
-        return lambda content, style: baselines(content, style)[name]
 
-    return {"model": model, **{name: baseline(name) for name in TITLES}}
+def _check_published(
+    set_uri: str,
+    published: EvaluationSet,
+    content_uri: str | None,
+    style_uri: str | None,
+    pairs: int | None,
+    size: int | None,
+    seed: int | None,
+) -> None:
+    """Raises ValueError where an option that was given says otherwise than the published set."""
+    num_pairs = None if pairs is None else min(pairs, published.num_contents * published.num_styles)
+    for option, asked, found in (
+        ("--content", content_uri and open_pictures(content_uri).digest, published.content_digest),
+        ("--style", style_uri and open_pictures(style_uri).digest, published.style_digest),
+        ("--pairs", num_pairs, len(published)),
+        ("--size", size, published.size),
+        ("--seed", seed, published.seed),
+    ):
+        if asked is not None and asked != found:
+            raise ValueError(
+                f"{set_uri} was made with another {option}: {str(found)[:12]}, not {str(asked)[:12]}; leave "
+                f"{option} out to use the set as it is, or name another --evaluation-set"
+            )
 
 
-def sensitivities(chosen: EvaluationSet, method: Method) -> list[float]:
-    """`style_sensitivity` of up to 8 contents, each in the same up to 4 styles."""
-    rows = np.unique(chosen.content_names, return_index=True)[1][:NUM_SENSITIVITY_CONTENTS]
-    style_rows = np.unique(chosen.style_names, return_index=True)[1][:NUM_SENSITIVITY_STYLES]
-    styles = chosen.style[style_rows]
-    if len(styles) < 2:
-        return [0.0]
-    return [style_sensitivity(method(chosen.content[[row] * len(styles)], styles)) for row in rows]
+def _measured(
+    chosen: EvaluationSet,
+    resolved: Sequence[ResolvedModel],
+    vgg: VGGFeatures | None,
+    judge: ArtistJudge | None,
+    facts: Mapping[str, object],
+) -> Evaluation:
+    pairs = chosen.pairs()
+
+    def summary(measured: Measured) -> Summary:
+        ordered = {name: measured.figures[name] for name in MEASURES if name in measured.figures}
+        return summarize(ordered, pairs, measured.rows)
+
+    models = []
+    total = len(chosen) * (len(resolved) + len(BASELINE_TITLES))
+    with Progress("evaluate", total=total, unit="pair") as progress:
+        baselines = {
+            name: summary(measure(chosen, baseline_method(name), progress, vgg=vgg, judge=judge))
+            for name in BASELINE_TITLES
+        }
+        for letter, one in zip(LETTERS, resolved, strict=False):
+            stylizer = Stylizer.load(one.checkpoint_dir)
+            measured = measure(chosen, model_method(stylizer), progress, vgg=vgg, judge=judge)
+            models.append(
+                EvaluatedModel(
+                    title="model" if len(resolved) == 1 else f"model {letter}",
+                    name=_shown(one),
+                    digest=one.digest,
+                    approach=read_config(one.checkpoint_dir).model.kind,
+                    num_parameters=sum(values.numel() for values in stylizer.generator.parameters()),
+                    measures=summary(measured),
+                    pictures=measured.pictures,
+                )
+            )
+    identity = chosen.identity()
+    if judge is not None:
+        identity["artists_digest"] = judge.digest
+    return Evaluation(chosen=chosen, models=models, baselines=baselines, identity=identity, facts=facts)
 
 
-def shift_consistencies(chosen: EvaluationSet, method: Method) -> list[float]:
-    """`shift_consistency` of the first pairs, each content in its own style."""
-    content, style = chosen.content[:BATCH], chosen.style[:BATCH]
-    return shift_consistency(lambda moved: method(moved, style), content).tolist()
+def _shown(model: ResolvedModel) -> str:
+    """A report travels: of a folder on this machine it names the last two parts, such as first/checkpoint."""
+    if model.version is not None or places.is_remote(model.name):
+        return model.name
+    return "/".join(places.absolute(model.name).split("/")[-2:])
 
 
-def _facts(resolved: ResolvedModel, content_uri: str, style_uri: str) -> dict[str, str]:
-    return {
-        "Model": f"{resolved.name} ({resolved.digest[:12]})",
-        "Content": content_uri,
-        "Style": style_uri,
+def _facts(sources: Mapping[str, str | None], judge: ArtistJudge | None) -> dict[str, object]:
+    """Where the pictures are from, in words that mean something elsewhere, and what measured them."""
+    facts: dict[str, object] = {
+        what: uri if places.is_remote(uri) else places.name(uri) for what, uri in sources.items() if uri
     }
+    if judge is not None:
+        facts["Artists"] = (
+            f"{facts['Artists']} ({judge.digest[:12]}); top-1 of real works {judge.accuracy:.2f}; "
+            f"{len(judge.rows)} pairs have a known artist"
+        )
+    version = importlib.metadata.version("nst")
+    facts["Code"] = f"nst {version}, commit {code_version()[:12]}, sources {code_digest()[:12]}"
+    facts["Measured"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return facts
 
 
-def _record(model: str, resolved: ResolvedModel, evaluation: dict[str, Any]) -> str | None:
-    """Keeps the figures with the registered version; None for a model that is not registered."""
+def _record(
+    model: str, resolved: ResolvedModel, kept: Mapping[str, Any], files: Mapping[str, bytes]
+) -> str | None:
+    """Keeps figures and report with the registered version; None for a model that is not registered."""
     if resolved.version is None:
         return None
     name = re.match(r"models:/([^/@]+)", model)
     assert name is not None, model
-    evaluations.record_evaluation(name[1], resolved.version, evaluation)
-    return f"models:/{name[1]}/{resolved.version}"
+    evaluations.record_evaluation(name[1], resolved.version, kept, files=files)
+    recorded = f"models:/{name[1]}/{resolved.version}"
+    say(f"kept with {recorded}")
+    return recorded
 
 
-def _print_table(evaluation: dict[str, Any]) -> None:
-    baselines_found = evaluation["baselines"]
-    heads = "".join(f"  {TITLES[name]:>18}" for name in baselines_found)
-    say(f"{'':18}  {'model':>24}{heads}")
-    for name, found in evaluation["measures"].items():
-        better = "lower" if LOWER_IS_BETTER.get(name, True) else "higher"
-        interval = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-        others = "".join(f"  {figures[name]['mean']:>18.3f}" for figures in baselines_found.values())
-        say(f"{name:18}  {interval:>24}{others}   {better} is better")
+def _result(
+    evaluation: Evaluation, resolved: Sequence[ResolvedModel], report: str, recorded: Sequence[str | None]
+) -> dict[str, Any]:
+    """What the verb prints: means and intervals; the figures of single pairs are in evaluation.json."""
+
+    def short(measures: Summary) -> dict[str, dict[str, float]]:
+        return {
+            name: {key: found[key] for key in ("mean", "low", "high")} for name, found in measures.items()
+        }
+
+    models = [
+        {
+            "model": one.name,
+            "recorded": where,
+            "model_digest": one.digest,
+            "measures": short(found.measures),
+        }
+        for one, found, where in zip(resolved, evaluation.models, recorded, strict=True)
+    ]
+    return {
+        **models[0],
+        "report": report,
+        "baselines": {name: short(found) for name, found in evaluation.baselines.items()},
+        "evaluation_set": dict(evaluation.identity),
+        **({"models": models} if len(models) > 1 else {}),
+    }
+
+
+def _print_table(evaluation: Evaluation) -> None:
+    num_models = len(evaluation.models)
+    heads = "".join(
+        f"  {title_of(method):>{24 if number < num_models else 18}}"
+        for number, method in enumerate(evaluation.summaries)
+    )
+    say(f"{'':18}{heads}")
+    for name in evaluation.models[0].measures:
+        better = "lower" if MEASURES[name].lower_is_better else "higher"
+        cells = ""
+        for number, found in enumerate(evaluation.summaries.values()):
+            entry = found[name]
+            interval = f"{entry['mean']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+            cells += f"  {interval:>24}" if number < num_models else f"  {entry['mean']:>18.3f}"
+        say(f"{name:18}{cells}   {better} is better")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pairs of content and style that models are measured on: fixed by what lies there and a seed."""
+"""The pairs that models are measured on: fixed by what lies there and a seed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,29 +18,47 @@ from nst.corpus import Corpus
 from nst.grids import square
 from nst.images import SUFFIXES, ImageError, open_image, over_white
 from nst.manifest import MANIFEST_NAME
+from nst.near_duplicates import near_hash
+from nst.planning import NO_LABEL
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSource:
-    """Pictures that can be had by number. `digest` stands for all of them."""
+    """Pictures that can be had by number. `digest` stands for all of them; a picture in a folder that is no
+    corpus has the first part of its path as label, as `nst shard` would give it."""
 
     uri: str
     names: list[str]
+    labels: list[str]
     digest: str
+    read: Callable[[int], bytes]
     load: Callable[[int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What tells a style picture from others: its label, and the hashes of the file that it came from
+    (`near_hash` None: it is too flat to have one)."""
+
+    label: str
+    sha256: str
+    near_hash: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """N pairs. `content` and `style` are [N, 3, size, size] in [0, 1], the middle squares; the names say
-    what they are."""
+    """N pairs, chosen by `seed` among `num_contents` and `num_styles` pictures. `content` and `style` are
+    [N, 3, size, size] in [0, 1], the middle squares in 8-bit steps; the names say what they are."""
 
     content: Tensor
     style: Tensor
     content_names: list[str]
     style_names: list[str]
+    references: list[Reference]
     content_digest: str
     style_digest: str
+    num_contents: int
+    num_styles: int
     seed: int
     size: int
 
@@ -51,9 +70,27 @@ class EvaluationSet:
         return {
             "content_digest": self.content_digest,
             "style_digest": self.style_digest,
+            "digest": self.digest,
             "num_pairs": len(self),
             "seed": self.seed,
             "size": self.size,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the pixels of all pairs in order: another decoder or resizer shows here."""
+        digest = hashlib.sha256()
+        for content, style in zip(self.content, self.style, strict=True):
+            digest.update(pixels_of(content).tobytes())
+            digest.update(pixels_of(style).tobytes())
+        return digest.hexdigest()
+
+    def pairs(self) -> dict[str, list[int]]:
+        """Which content and which style each pair has, as numbers: pairs that share one go up and down
+        together."""
+        return {
+            "content": np.unique(self.content_names, return_inverse=True)[1].tolist(),
+            "style": np.unique(self.style_names, return_inverse=True)[1].tolist(),
         }
 
 
@@ -61,9 +98,16 @@ def open_pictures(uri: str) -> PictureSource:
     """A corpus, or a folder or prefix with pictures. Raises ValueError if it is neither."""
     uri = places.absolute(uri)
     if storage.exists(places.join(uri, MANIFEST_NAME)):
-        corpus = Corpus.open(uri, storage=storage.ObjectStorage() if places.is_remote(uri) else None)
-        names = [f"{corpus.label_names[label]} {row}" for row, label in enumerate(corpus.labels)]
-        return PictureSource(uri=uri, names=names, digest=corpus.manifest.digest, load=corpus.decode)
+        corpus = open_corpus(uri)
+        labels = [corpus.label_names[label] for label in corpus.labels]
+        return PictureSource(
+            uri=uri,
+            names=[f"{label} {row}" for row, label in enumerate(labels)],
+            labels=labels,
+            digest=corpus.manifest.digest,
+            read=corpus.read,
+            load=corpus.decode,
+        )
     found = [one for one in storage.list_objects(uri) if one.key.lower().endswith(SUFFIXES)]
     if not found:
         raise ValueError(
@@ -73,9 +117,12 @@ def open_pictures(uri: str) -> PictureSource:
     for one in found:
         digest.update(f"{one.key}\0{hashlib.sha256(storage.read_bytes(one.uri)).hexdigest()}\n".encode())
 
+    def read(index: int) -> bytes:
+        return storage.read_bytes(found[index].uri)
+
     def load(index: int) -> NDArray[np.uint8]:
         try:
-            opened = open_image(storage.read_bytes(found[index].uri))
+            opened = open_image(read(index))
         except ImageError as error:
             raise ValueError(
                 f"{found[index].uri} cannot be used ({error}); take it away or replace it"
@@ -83,7 +130,13 @@ def open_pictures(uri: str) -> PictureSource:
         return np.asarray(over_white(opened.rgb, opened.alpha))
 
     names = [one.key for one in found]
-    return PictureSource(uri=uri, names=names, digest=digest.hexdigest(), load=load)
+    labels = [name.split("/")[0] if "/" in name else NO_LABEL for name in names]
+    return PictureSource(uri=uri, names=names, labels=labels, digest=digest.hexdigest(), read=read, load=load)
+
+
+def open_corpus(uri: str) -> Corpus:
+    """A corpus in a folder or a bucket. Raises ValueError if there is none."""
+    return Corpus.open(uri, storage=storage.ObjectStorage() if places.is_remote(uri) else None)
 
 
 def choose_pairs(num_contents: int, num_styles: int, num_pairs: int, seed: int) -> list[tuple[int, int]]:
@@ -108,18 +161,40 @@ def make_evaluation_set(
 ) -> EvaluationSet:
     """Reads the pairs' pictures: middle squares, resized to `size` px."""
     pairs = choose_pairs(len(content.names), len(style.names), num_pairs, seed)
+    contents = {index: _load(content, index, size) for index, _ in pairs}
+    styles = {index: _load(style, index, size) for _, index in pairs}
+    references = {index: _reference(style, index) for index in styles}
     return EvaluationSet(
-        content=torch.stack([_load(content, index, size) for index, _ in pairs]),
-        style=torch.stack([_load(style, index, size) for _, index in pairs]),
+        content=torch.stack([contents[index] for index, _ in pairs]),
+        style=torch.stack([styles[index] for _, index in pairs]),
         content_names=[content.names[index] for index, _ in pairs],
         style_names=[style.names[index] for _, index in pairs],
+        references=[references[index] for _, index in pairs],
         content_digest=content.digest,
         style_digest=style.digest,
+        num_contents=len(content.names),
+        num_styles=len(style.names),
         seed=seed,
         size=size,
     )
 
 
-def _load(source: PictureSource, index: int, size: int) -> Tensor:
-    pixels = np.array(square(source.load(index), size))
+def pixels_of(picture: Tensor) -> NDArray[np.uint8]:
+    """[3, H, W] in [0, 1] -> uint8 [H, W, 3]."""
+    return (picture * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+
+
+def picture_of(pixels: NDArray[np.uint8]) -> Tensor:
+    """uint8 [H, W, 3] -> [3, H, W] in [0, 1]."""
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def _load(source: PictureSource, index: int, size: int) -> Tensor:
+    return picture_of(np.array(square(source.load(index), size)))
+
+
+def _reference(source: PictureSource, index: int) -> Reference:
+    data = source.read(index)
+    return Reference(
+        label=source.labels[index], sha256=hashlib.sha256(data).hexdigest(), near_hash=near_hash(data)
+    )

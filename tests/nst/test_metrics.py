@@ -7,7 +7,7 @@ from skimage import data
 from skimage.metrics import structural_similarity
 from sklearn.datasets import load_sample_image
 
-from nst import intervals, metrics
+from nst import metrics
 from nst.images import resize_shorter_side
 
 
@@ -165,21 +165,6 @@ def test_stylized_windows_are_multiples_of_the_networks_stride() -> None:
     assert sizes == [(64, 80), (64, 80)]
 
 
-def test_summary_holds_every_measure() -> None:
-    found = intervals.summarize({"one": [1.0, 1.0], "two": [0.0, 4.0]})
-    assert found["one"] == {"mean": 1, "low": 1, "high": 1}
-    assert found["two"]["low"] <= found["two"]["mean"] == 2 <= found["two"]["high"]
-
-
-def test_bootstrap_interval_covers_the_mean_and_repeats() -> None:
-    values = np.random.default_rng(0).normal(3, 1, 200).tolist()
-    interval = intervals.bootstrap_interval(values)
-    assert interval == intervals.bootstrap_interval(values)
-    assert interval.low < interval.mean < interval.high
-    half_width = 1.96 * float(np.std(values)) / 200**0.5
-    assert interval.high - interval.low == pytest.approx(2 * half_width, rel=0.1)
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -192,8 +177,6 @@ def test_bootstrap_interval_covers_the_mean_and_repeats() -> None:
         (lambda: metrics.checkerboard(torch.zeros(1, 3, 16, 64)), "64x16 px"),
         (lambda: metrics.checkerboard(torch.zeros(3, 64, 64)), "floats"),
         (lambda: metrics.style_sensitivity(torch.zeros(1, 3, 64, 64)), "2 styles"),
-        (lambda: intervals.bootstrap_interval([]), "no values"),
-        (lambda: intervals.bootstrap_interval([1.0], confidence=95), "0.95 is usual"),
         (lambda: metrics.shift_consistency(same, torch.zeros(1, 3, 64, 64), (0, 0)), "moves nothing"),
         (lambda: metrics.shift_consistency(same, torch.zeros(1, 3, 64, 64), (-1, 2)), "down and right"),
         (lambda: metrics.shift_consistency(same, torch.zeros(1, 3, 34, 64)), "64x34 px leaves no 32 px"),

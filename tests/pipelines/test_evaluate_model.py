@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import re
 from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_images
+from webdataset.compat import WebDataset
 
-from infra import evaluations, registry
+from infra import evaluations, registry, storage, tracking_server
+from nst.images import encode_jpeg
 from nst.metrics import LOWER_IS_BETTER
 from nst.stylize import Stylizer
-from pipelines.evaluate_model import evaluate, methods_of, sensitivities
+from pipelines import evaluate_model
+from pipelines.artist_judge import train_judge
+from pipelines.evaluate_model import evaluate
 from pipelines.evaluation_set import choose_pairs, make_evaluation_set, open_pictures
+from pipelines.measure_models import baseline_method, model_method, sensitivities
+from pipelines.published_set import publish_set, read_set
 from pipelines.registration import register_checkpoint
 from tests.checkpoints import tiny_checkpoint
-from tests.corpora import make_corpus
+from tests.corpora import make_corpus, pieces
+from tests.servers import S3Server
 
 SMALL = ("--pairs", 4, "--size", 64)
 
@@ -58,6 +68,26 @@ def found(result: Result) -> dict[str, Any]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+class Page(HTMLParser):
+    """What a page is made of: its text, and whatever would fetch something."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.text, self.sources, self.tags = "", [], Counter()
+        self.feed(markup)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def without_values(measures: dict[str, Any]) -> dict[str, Any]:
+    return {name: {key: found[key] for key in ("mean", "low", "high")} for name, found in measures.items()}
+
+
 def test_the_figures_stand_beside_their_baselines(
     model: str, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -65,12 +95,16 @@ def test_the_figures_stand_beside_their_baselines(
     result = run(model, "--content", content, "--style", style, "--report", tmp_path / "report", *SMALL)
     printed = found(result)
     evaluation = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    assert {name: printed[name] for name in evaluation} == evaluation
-    assert set(evaluation["measures"]) == set(LOWER_IS_BETTER)
-    for measures in (evaluation["measures"], *evaluation["baselines"].values()):
+    baselines = evaluation["baselines"]
+    assert printed["measures"] == without_values(evaluation["measures"])
+    assert printed["baselines"] == {name: without_values(values) for name, values in baselines.items()}
+    assert printed["evaluation_set"] == evaluation["evaluation_set"]
+    assert printed["model_digest"] == evaluation["model_digest"]
+    for measures in (evaluation["measures"], *baselines.values()):
         assert set(measures) == set(LOWER_IS_BETTER)
         assert all(entry["low"] <= entry["mean"] <= entry["high"] for entry in measures.values())
-    baselines = evaluation["baselines"]
+        assert len(measures["style_distance"]["values"]) == 4
+    assert {len(numbers) for numbers in evaluation["pairs"].values()} == {4}
     assert baselines["content"]["content_distance"]["mean"] == pytest.approx(0, abs=1e-5)
     assert baselines["content"]["style_sensitivity"]["mean"] == pytest.approx(0, abs=1e-6)
     assert baselines["style"]["style_distance"]["mean"] == pytest.approx(0, abs=1e-3)
@@ -81,20 +115,161 @@ def test_the_figures_stand_beside_their_baselines(
     with Image.open(tmp_path / "report" / "grid.jpg") as grid:
         assert grid.width > 4 * 200
 
-    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/svg+xml;base64,") == 2
-    assert "data:image/jpeg;base64," in page
-    assert not re.search(r"(?:src|href)=.(?!data:)|url\((?!data:)|https?://", page)
-    assert f"{evaluation['measures']['style_distance']['mean']:.3f}" in page
-
     again = found(run(model, "--content", content, "--style", style, "--report", tmp_path / "again", *SMALL))
-    assert {name: again[name] for name in evaluation} == evaluation
+    assert again["measures"] == printed["measures"]
     other = found(
         run(
             model, "--content", content, "--style", style, "--report", tmp_path / "other", *SMALL, "--seed", 1
         )
     )
     assert other["evaluation_set"] != evaluation["evaluation_set"]
+
+
+def test_several_models_stand_side_by_side(model: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    second = tiny_checkpoint(tmp_path / "second" / "checkpoint", seed=1)
+    corpora = ("--content", folders[0], "--style", folders[1], *SMALL)
+    alone = found(run(second, *corpora, "--report", tmp_path / "alone"))
+    printed = found(run(model, second, *corpora, "--report", tmp_path / "both"))
+    assert printed["model"] == model
+    assert [one["model"] for one in printed["models"]] == [model, second]
+    assert printed["models"][0]["measures"] == printed["measures"]
+    assert printed["models"][1]["measures"] == alone["measures"] != printed["measures"]
+    kept = json.loads((tmp_path / "both" / "evaluation.json").read_text())
+    assert [one["model_digest"] for one in kept["models"]] == [
+        one["model_digest"] for one in printed["models"]
+    ]
+
+    markup = (tmp_path / "both" / "report.html").read_text(encoding="utf-8")
+    page = Page(markup)
+    assert not page.tags["script"] + page.tags["link"] + page.tags["iframe"]
+    assert page.sources
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert "http://" not in markup + page.text
+    assert "https://" not in markup
+    assert "url(" not in markup
+    assert "@import" not in markup
+    assert str(tmp_path) not in markup  # a report travels
+    for one in printed["models"]:
+        assert one["model_digest"][:16] in page.text
+        assert f"{one['measures']['style_distance']['mean']:.3f}" in page.text
+    assert "second/checkpoint" in page.text
+    assert "model B − model A" in page.text
+    assert page.tags["img"] == 1 + (6 + 4) * (2 + 2 + 1)  # a plot; pairs that stand out, and all four
+
+    refused = run(model, second, model, *corpora, "--report", tmp_path / "refused")
+    assert refused.exit_code == 2
+    assert "are the same model" in refused.stderr
+
+
+def test_a_published_set_stands_for_its_sources(
+    model: str, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    place = tmp_path / "set"
+    corpora = ("--content", folders[0], "--style", folders[1])
+    straight = found(run(model, *corpora, *SMALL, "--report", tmp_path / "straight"))
+    made = found(run(model, *corpora, *SMALL, "--evaluation-set", place, "--report", tmp_path / "made"))
+    used = found(run(model, "--evaluation-set", place, "--report", tmp_path / "used"))
+    for one in (made, used):
+        assert one["evaluation_set"] == straight["evaluation_set"]
+        assert one["measures"] == straight["measures"]
+    again = found(run(model, *corpora, "--evaluation-set", place, *SMALL, "--report", tmp_path / "again"))
+    assert again["evaluation_set"] == straight["evaluation_set"]
+
+    (tar,) = place.glob("*.tar")
+    samples = list(WebDataset(str(tar), shardshuffle=False))
+    assert [set(sample) - {"__key__", "__url__", "__local_path__"} for sample in samples] == [
+        {"content.png", "style.png", "json"}
+    ] * 4
+    assert json.loads(samples[0]["json"])["content"].endswith(".png")
+
+    for options, words in (
+        (("--seed", 5), "another --seed: 0, not 5"),
+        (("--pairs", 3), "another --pairs: 4, not 3"),
+        (("--content", folders[1]), "another --content"),
+    ):
+        refused = run(model, "--evaluation-set", place, *options, "--report", tmp_path / "refused")
+        assert refused.exit_code == 2
+        assert words in refused.stderr
+    tar.write_bytes(tar.read_bytes()[:-2000])
+    damaged = run(model, "--evaluation-set", place, "--report", tmp_path / "refused")
+    assert damaged.exit_code == 1
+    assert "cut or altered" in damaged.stderr
+    empty = run(model, "--evaluation-set", tmp_path / "none", "--report", tmp_path / "refused")
+    assert empty.exit_code == 2
+    assert "to make it, give --content" in empty.stderr
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_set_has_the_same_bytes_in_a_folder_and_in_a_bucket(
+    s3: S3Server, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sources = [open_pictures(str(folder)) for folder in folders]
+    chosen = make_evaluation_set(*sources, num_pairs=4, size=64, seed=0)
+    uri = f"{s3.create_bucket()}/sets/one"
+    for place in (str(tmp_path / "set"), uri):
+        publish_set(chosen, place)
+    found = [list(storage.list_objects(place)) for place in (str(tmp_path / "set"), uri)]
+    assert [one.key for one in found[0]] == [one.key for one in found[1]]
+    for local, remote in zip(*found, strict=True):
+        assert storage.read_bytes(local.uri) == storage.read_bytes(remote.uri)
+    back = read_set(uri)
+    assert back is not None
+    assert back.identity() == chosen.identity()
+    assert back.pairs() == chosen.pairs()
+    assert back.references == chosen.references
+    assert torch.equal(back.style, chosen.style)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Works of four artists, and some of them again as style pictures in folders, compressed once more."""
+    folder = tmp_path_factory.mktemp("labelled")
+    corpus = make_corpus(folder / "corpus", "style", per_label=6)
+    for artist, numbers in (("china", (1, 2)), ("flower", (3, 4))):
+        (folder / "style" / f"{artist}-bright").mkdir(parents=True)
+        for number in numbers:
+            path = folder / "style" / f"{artist}-bright" / f"{number}.jpg"
+            path.write_bytes(encode_jpeg(pieces()[artist][number], quality=70))
+    (folder / "style" / "somebody.jpg").write_bytes(encode_jpeg(pieces()["china"][8]))
+    return corpus, folder / "style"
+
+
+def test_artists_are_judged_on_other_works(
+    model: str,
+    folders: tuple[Path, Path],
+    labelled: tuple[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corpus, style = labelled
+    judged = functools.partial(train_judge, num_steps=4)
+    monkeypatch.setattr(evaluate_model, "train_judge", judged)  # else a minute
+    options = ("--content", folders[0], "--style", style, "--pairs", 15, "--size", 64)
+    result = run(model, *options, "--artists", corpus, "--report", tmp_path / "report")
+    printed = found(result)
+    kept = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    for measures in (kept["measures"], *kept["baselines"].values()):
+        assert len(measures["artist_top1"]["values"]) == 12  # somebody is no artist of the corpus
+        assert set(measures["artist_top1"]["values"]) <= {0.0, 1.0}
+        assert len(measures["artist_top1"]["rows"]) == 12
+    assert printed["evaluation_set"]["artists_digest"]
+    assert "of 16 works (8 left out)" in result.stdout  # the four, and their dark twins
+    assert "artist_top1" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_artists_that_nobody_knows_are_refused(
+    model: str, folders: tuple[Path, Path], labelled: tuple[str, Path], tmp_path: Path
+) -> None:
+    options = ("--content", folders[0], "--style", folders[1], *SMALL)
+    result = run(model, *options, "--artists", labelled[0], "--report", tmp_path / "report")
+    assert result.exit_code == 2, result.output
+    assert "'unlabelled', and it has two works or more by 'china-bright'" in result.stderr
+    assert not (tmp_path / "report").exists()
+
+
+def test_every_measure_is_explained() -> None:
+    features = {"style_r11", "style_r21", "style_r31", "style_r41", "gram", "content_r31", "content_r41"}
+    assert set(evaluate_model.MEASURES) == {*LOWER_IS_BETTER, *features, "artist_top1"}
 
 
 def test_a_corpus_can_be_measured_on(model: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -127,10 +302,9 @@ def test_a_changed_picture_is_another_evaluation_set(folders: tuple[Path, Path],
 def test_sensitivity_is_measured_for_each_content(model: str, folders: tuple[Path, Path]) -> None:
     content, style = (open_pictures(str(folder)) for folder in folders)
     chosen = make_evaluation_set(content, style, num_pairs=6, size=64, seed=0)
-    methods = methods_of(Stylizer.load(model))
-    assert len(sensitivities(chosen, methods["model"])) == 3
-    assert max(sensitivities(chosen, methods["content"])) == pytest.approx(0, abs=1e-6)
-    assert min(sensitivities(chosen, methods["style"])) > 0.05
+    assert len(sensitivities(chosen, model_method(Stylizer.load(model)))) == 3
+    assert max(sensitivities(chosen, baseline_method("content"))) == pytest.approx(0, abs=1e-6)
+    assert min(sensitivities(chosen, baseline_method("style"))) > 0.05
 
 
 @pytest.mark.parametrize(
@@ -160,6 +334,10 @@ def test_mistakes_end_with_2_and_say_what_to_do(
     assert not (tmp_path / "report").exists()
 
 
+def unreachable(*_: object) -> None:
+    raise MlflowException("connection refused")
+
+
 @pytest.mark.slow
 def test_figures_of_a_registered_version_are_kept_with_it(
     model: str, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -168,9 +346,20 @@ def test_figures_of_a_registered_version_are_kept_with_it(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     version = register_checkpoint(model)
     arguments = ("--content", folders[0], "--style", folders[1], "--report", tmp_path / "report", *SMALL)
-    printed = found(run(f"models:/nst/{version}", *arguments))
-    assert printed["recorded"] == f"models:/nst/{version}"
-    kept = evaluations.evaluation(registry.get_version("nst", version))
-    assert kept is not None
-    assert kept["measures"] == printed["measures"]
-    assert found(run(str(version), *arguments))["recorded"] == f"models:/nst/{version}"
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "set_model_version_tag", unreachable)
+        assert run(version, *arguments).exit_code == 1
+    assert evaluations.evaluation(registry.get_version("nst", version)) is None  # nothing half counts
+
+    other = tiny_checkpoint(tmp_path / "other", seed=1)
+    printed = found(run(f"models:/nst/{version}", other, *arguments))
+    assert [one["recorded"] for one in printed["models"]] == [f"models:/nst/{version}", None]
+    registered = registry.get_version("nst", version)
+    kept = evaluations.evaluation(registered)
+    written = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert kept == {key: value for key, value in written.items() if key != "models"}
+    run_id, _, path = registered.tags["report"].removeprefix("runs:/").partition("/")
+    client = tracking_server.client()
+    folder = Path(client.download_artifacts(run_id, str(Path(path).parent), str(tmp_path)))
+    assert {file.name for file in folder.iterdir()} == {"evaluation.json", "grid.jpg", "report.html"}
+    assert (folder / "report.html").read_bytes() == (tmp_path / "report" / "report.html").read_bytes()
