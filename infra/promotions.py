@@ -1,277 +1,343 @@
-"""The history of a registered model's champion: events that are only ever appended, and the move itself.
+"""Who is the champion: the move itself, the way back, and whether the history adds up.
 
-Each event is an MLflow run in the experiment `nst-promotions`. It is written before the aliases move, so that
-whatever a crash left half done is completed, or noted as not done, by the next command. Each holds the digest
-of the one before: an event that is altered, removed or slipped in shows in `verify_history`. (Whoever can
-rewrite the whole database can rewrite the whole chain; this is no signature.)
+The history (infra/promotion_log.py) is the truth and the aliases follow it. An event is written before the
+champion moves, and its outcome after: both once only. So of two that move the champion at once one is
+refused; what a crash left half done is completed, or noted as not done, by the next command; and a process
+that was so slow that others gave up on it finds that out, and puts the champion back.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
-import getpass
-import hashlib
-import json
-import os
-import socket
+import itertools
 import time
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Container, Mapping, Sequence
 
-from mlflow.entities import Metric, Run
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
+from mlflow.entities import LifecycleStage, Run
 
-from infra import registry, tracking_server
+from infra import promotion_log, registry, tracking_server
+from infra.promotion_log import EXPERIMENT, HISTORY_TAG, Event, Grounds, Kind, twice_if_refused
+from infra.registry import RegisteredVersion
 
-EXPERIMENT = "nst-promotions"
-EVENT_TAG, DIGEST_TAG, MODEL_TAG, HEAD_TAG = "nst.event", "nst.digest", "nst.model", "history_head"
-MAX_EVENT_CHARACTERS = 7500  # MLflow cuts a run's tag at 8000
+__all__ = [
+    "Event",
+    "Grounds",
+    "events",
+    "move_champion",
+    "previous_version",
+    "recorded_champion",
+    "repair",
+    "roll_back",
+    "verify_history",
+]
+
+PROMOTION_TAG = "promotion"
 MAX_REASON_CHARACTERS = 500
 SECONDS_TO_MOVE = 15.0
-
-Kind = Literal["promote", "rollback"]
-Status = Literal["done", "begun", "not done"]
-STATUS_OF_RUN: dict[str, Status] = {"FINISHED": "done", "RUNNING": "begun"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grounds:
-    """Why a version becomes the champion. `findings` is one line a rule of the gate; `figures` are the means
-    that it looked at."""
-
-    reason: str = ""
-    gate: str = ""
-    gate_digest: str = ""
-    is_forced: bool = False
-    findings: tuple[str, ...] = ()
-    figures: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One move of the champion alias. `at` is an ISO time in UTC."""
-
-    model: str
-    sequence: int
-    kind: Kind
-    from_version: int | None
-    to_version: int
-    to_digest: str | None
-    at: str
-    who: str
-    grounds: Grounds
-    previous_digest: str
-    digest: str
-    status: Status
-    run_id: str
-
-    def age_s(self) -> float:
-        began = datetime.datetime.fromisoformat(self.at)
-        return (datetime.datetime.now(datetime.UTC) - began).total_seconds()
+NUM_TRIES = 20  # each needs another move within milliseconds
 
 
 def events(name: str = registry.DEFAULT_MODEL) -> list[Event]:
-    """The history of the model `name`, the oldest event first."""
-    registry.check_name(name)
-    client = tracking_server.client()
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        return []
-    runs: list[Run] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            [experiment.experiment_id], f"tags.`{MODEL_TAG}` = '{name}'", page_token=token
-        )
-        runs += page
-        token = page.token
-        if not token:
-            break
-    return sorted(
-        (_event_of(run) for run in runs), key=lambda event: (event.sequence, event.at, event.run_id)
-    )
+    """The history of the model `name`, the oldest event first.
+
+    Raises:
+        OSError: an event cannot be read: it was altered.
+    """
+    return promotion_log.events(name)
 
 
-def move_champion(name: str, to_version: int, *, kind: Kind, grounds: Grounds) -> Event:
-    """Makes `to_version` the champion and the champion before it `previous`; appends the event.
+def recorded_champion(history: Sequence[Event]) -> int | None:
+    """The version that is the champion by the history; None where none was made one."""
+    return next(iter(_champions(history)[-1:]), None)
+
+
+def previous_version(history: Sequence[Event]) -> int | None:
+    """What the next rollback brings back: the champion before the recorded one; None where there is none."""
+    return next(iter(_champions(history)[-2:-1]), None)
+
+
+def _champions(history: Sequence[Event]) -> list[int]:
+    """The recorded champion last, before it what rollbacks would bring back: a promotion adds one, a rollback
+    takes one away. A champion that was set by hand before the history began comes first."""
+    champions: list[int] = []
+    for event in history:
+        if event.status != "done":
+            continue
+        if not champions and event.from_version is not None:
+            champions.append(event.from_version)
+        if event.kind == "rollback":
+            del champions[-1:]
+        if champions[-1:] != [event.to_version]:
+            champions.append(event.to_version)
+    return champions
+
+
+def move_champion(
+    name: str, to_version: int, *, kind: Kind, grounds: Grounds, known: Sequence[Event] | None = None
+) -> Event:
+    """Makes `to_version` the champion; appends the event.
 
     The alias `champion` moves in one step and is never missing. A crash anywhere in here is repaired by the
     next call, or by `repair`.
 
+    Args:
+        known: the history that the decision was based on.
+
     Raises:
-        ValueError: the reason is too long, `to_version` is the champion already, or somebody else moves the
-            champion at this moment.
+        ValueError: the reason is too long, `to_version` is the champion already, somebody else moves the
+            champion at this moment, or has moved it since `known`.
+        TimeoutError: this process was so slow that another gave up on it; the champion is what the history
+            says.
     """
     if len(grounds.reason) > MAX_REASON_CHARACTERS:
         raise ValueError(f"the reason has {len(grounds.reason)} characters; {MAX_REASON_CHARACTERS} are kept")
-    repair(name)
-    client = tracking_server.client()
-    champion = registry.champion(name)
-    to = registry.get_version(name, to_version)
-    if champion is not None and champion.version == to_version:
-        raise ValueError(f"{to} is the champion already")
-    event = _append(client, name, kind, champion.version if champion else None, to, grounds)
-    registry.set_alias(name, registry.CHAMPION, to_version)
-    return _complete(client, event)
-
-
-def repair(name: str) -> None:
-    """Completes events that a crash left begun, or notes them as not done where the champion never moved."""
-    client = tracking_server.client()
-    for event in events(name):
-        deadline = time.monotonic() + SECONDS_TO_MOVE
-        while event.status == "begun" and event.age_s() < SECONDS_TO_MOVE and time.monotonic() < deadline:
-            time.sleep(0.5)  # it may be somebody else's, under way
-            event = _event_of(client.get_run(event.run_id))
-        if event.status != "begun":
-            continue
-        champion = registry.champion(name)
-        if champion is not None and champion.version == event.to_version:
-            _complete(client, event)
-        else:
-            client.set_terminated(event.run_id, status="FAILED")
-
-
-def verify_history(name: str = registry.DEFAULT_MODEL) -> list[str]:
-    """What does not add up in the history, one line each; empty when all is well."""
-    client = tracking_server.client()
-    found = events(name)
-    problems: list[str] = []
-    digest = ""
-    for number, event in enumerate(found, start=1):
-        if event.sequence != number:
-            problems.append(
-                f"event {number} is missing or doubled: event {event.sequence} stands in its place"
-            )
-            break
-        if _digest_of(_body_of(event)) != event.digest:
-            problems.append(f"event {number} was altered after it was written")
-        if event.previous_digest != digest:
-            problems.append(f"event {number} does not follow from the event before it")
-        digest = event.digest
-    head_sequence, head_digest = _head(client, name)
-    if head_sequence > len(found):
-        problems.append(f"{head_sequence - len(found)} event(s) after event {len(found)} are missing")
-    elif not problems and head_sequence and found[head_sequence - 1].digest != head_digest:
-        problems.append(f"event {head_sequence} is not the one that was written")
-    done = [event for event in found if event.status == "done"]
-    champion = registry.champion(name)
-    if not any(event.status == "begun" for event in found):
-        expected = done[-1].to_version if done else None
-        actual = champion.version if champion else None
-        if actual != expected:
-            problems.append(
-                f"the champion is version {actual}, but the history says {expected}: moved by hand"
-            )
-    return problems
-
-
-def _append(
-    client: MlflowClient,
-    name: str,
-    kind: Kind,
-    from_version: int | None,
-    to: registry.RegisteredVersion,
-    grounds: Grounds,
-) -> Event:
-    known = events(name)
-    head_sequence, head_digest = _head(client, name)
-    # Where the last events were removed, the gap must stay visible.
-    last = max([(event.sequence, event.digest) for event in known] + [(head_sequence, head_digest)])
-    body = {
-        "model": name,
-        "sequence": last[0] + 1,
-        "kind": kind,
-        "from_version": from_version,
-        "to_version": to.version,
-        "to_digest": to.digest,
-        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        "who": _who(),
-        "grounds": dataclasses.asdict(grounds),
-        "previous_digest": last[1],
-    }
-    text = json.dumps(body, sort_keys=True)
-    if len(text) > MAX_EVENT_CHARACTERS:
+    # Before the history is read: else these could tell of an event that the decision did not know.
+    marks = _marks(registry.list_versions(name))
+    history = repair(name)
+    if history and history[-1].status == "begun":
+        raise ValueError(promotion_log.under_way(history[-1]))
+    other = _last_done(history)
+    if known is not None and other is not None and _digests([other]) != _digests([_last_done(known)]):
         raise ValueError(
-            f"the gate has {len(grounds.findings)} rules, more than an event can hold; use fewer"
-        )
-    run = client.create_run(
-        tracking_server.experiment_id(client, EXPERIMENT),
-        run_name=f"{name} {body['sequence']}: {kind} {to.version}",
-        tags={MODEL_TAG: name, EVENT_TAG: text, DIGEST_TAG: _digest_of(text)},
-    )
-    event = _event_of(run)
-    rivals = [other for other in events(name) if other.sequence == event.sequence]
-    if rivals[0].run_id != event.run_id:
-        client.delete_run(event.run_id)
-        raise ValueError(
-            f"{rivals[0].who} is moving {name} to version {rivals[0].to_version} at this moment; "
+            f"{other.who} has moved {name} to version {other.to_version} meanwhile (event {other.sequence}); "
             "look at `nst history` and try again"
         )
-    client.set_registered_model_tag(name, HEAD_TAG, f"{event.sequence} {event.digest}")
+    to = registry.get_version(name, to_version)
+    found, recorded = _champion_alias(registry.list_versions(name)), recorded_champion(history)
+    if found == recorded == to_version:
+        raise ValueError(f"{to} is the champion already")
+    # Where the last events were removed or altered, the versions know better, and that stays visible.
+    digests = {event.sequence: event.digest for event in history} | dict(marks.values())
+    event = promotion_log.append(
+        name,
+        kind=kind,
+        from_version=found,
+        recorded_version=recorded,
+        to=to,
+        grounds=grounds,
+        after=max(digests.items(), default=(0, "")),
+    )
+    if event.status != "not done":  # by now another might have given up on us
+        twice_if_refused(registry.set_alias, name, registry.CHAMPION, to_version)
+    event = promotion_log.conclude(event, "done")
+    _follow_history(name, with_champion=True)
+    if event.status != "done":
+        raise TimeoutError(
+            f"moving {name} to version {to_version} took longer than {SECONDS_TO_MOVE:.0f} s and another "
+            f"command gave up on it (event {event.sequence}); look at `nst history` and try again"
+        )
     return event
 
 
-def _complete(client: MlflowClient, event: Event) -> Event:
-    """All that follows the move of the champion; every step may be repeated."""
-    client.set_registered_model_tag(event.model, HEAD_TAG, f"{event.sequence} {event.digest}")
-    if event.from_version is not None and event.from_version != event.to_version:
-        registry.set_alias(event.model, registry.PREVIOUS, event.from_version)
-    challenger = registry.with_alias(event.model, registry.CHALLENGER)
-    if challenger is not None and challenger.version == event.to_version:
-        registry.delete_alias(event.model, registry.CHALLENGER)
-    now = int(time.time() * 1000)
-    figures = [Metric(key, value, now, 0) for key, value in event.grounds.figures.items()]
-    client.log_batch(event.run_id, metrics=figures)
-    client.set_terminated(event.run_id)
-    return dataclasses.replace(event, status="done")
+def roll_back(name: str, reason: str = "") -> Event:
+    """Brings back the champion before the one that the history knows of. Once more: the one before that.
 
-
-def _event_of(run: Run) -> Event:
-    text = run.data.tags[EVENT_TAG]
-    try:
-        body: dict[str, Any] = json.loads(text)
-        grounds = body.pop("grounds")
-        grounds["findings"] = tuple(grounds["findings"])
-        return Event(
-            grounds=Grounds(**grounds),
-            **body,
-            digest=run.data.tags[DIGEST_TAG],
-            status=STATUS_OF_RUN.get(run.info.status, "not done"),
-            run_id=run.info.run_id,
+    Raises:
+        ValueError: there is none, or it was deleted or is another model than it was; or as `move_champion`.
+    """
+    history = repair(name)
+    champion, previous = recorded_champion(history), previous_version(history)
+    if previous is None:
+        nothing = f"there is nothing before version {champion}" if champion else "nothing was promoted yet"
+        raise ValueError(
+            f"{name} has no previous champion to bring back: {nothing}; `nst history` shows what was"
         )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise OSError(f"the promotion event in run {run.info.run_id} cannot be read ({error})") from error
+    to = next((known for known in registry.list_versions(name) if known.version == previous), None)
+    if to is None:
+        raise ValueError(
+            f"version {previous}, the champion before version {champion}, was deleted from {name}; "
+            "promote another: nst promote VERSION"
+        )
+    digests = {event.to_version: event.to_digest for event in history if event.status == "done"}
+    if digests.get(previous, to.digest) != to.digest:
+        raise ValueError(f"{to} is not the model that was the champion; promote another: nst promote VERSION")
+    return move_champion(name, previous, kind="rollback", grounds=Grounds(reason=reason), known=history)
 
 
-def _body_of(event: Event) -> str:
-    values = dataclasses.asdict(event)
-    for key in ("digest", "status", "run_id"):
-        del values[key]
-    return json.dumps(values, sort_keys=True)
+def repair(name: str) -> list[Event]:
+    """Completes a move that a crash left begun, or notes it as not done where the champion never moved;
+    returns the history. A move younger than `SECONDS_TO_MOVE` may be under way: that is waited for."""
+    history = promotion_log.events(name)
+    if not history:
+        return history
+    event = history[-1]
+    deadline = time.monotonic() + SECONDS_TO_MOVE
+    while event.status == "begun" and event.age_s() < SECONDS_TO_MOVE and time.monotonic() < deadline:
+        time.sleep(0.5)
+        event = promotion_log.refreshed(event)
+    completed = False
+    if event.status == "begun":
+        has_moved = _champion_alias(registry.list_versions(name)) == event.to_version
+        event = promotion_log.conclude(event, "done" if has_moved else "not done")
+        completed = has_moved and event.status == "done"
+    return _follow_history(name, with_champion=completed)
 
 
-def _digest_of(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def verify_history(name: str = registry.DEFAULT_MODEL) -> list[str]:
+    """What does not add up in the history, one line each; empty when all is well.
+
+    (Whoever can rewrite the whole database can rewrite the whole history: this is no signature.)
+    """
+    versions, run = _at_one_moment(name)
+    problems: list[str] = []
+    history: list[Event] = []
+    tag = promotion_log.history_tag(name)
+    if run is not None:
+        history, problems = _check_entries(name, run)
+        if history and versions and tag != run.info.run_id:
+            problems.append(
+                f"the model's tag {HISTORY_TAG!r} says {tag}, but its history is run {run.info.run_id}: "
+                "altered, or the model was deleted and made anew; set the tag when you know"
+            )
+    elif run_id := promotion_log.history_run_id(name):
+        problems.append(f"the history, run {run_id}, is gone")
+    elif tag or _marks(versions):
+        problems.append(f"the history is gone: no experiment {EXPERIMENT}/{name} names it")
+    return [*problems, *_check_versions(versions, history), *_check_champion(versions, history)]
 
 
-def _head(client: MlflowClient, name: str) -> tuple[int, str]:
-    """Number and digest of the last event, as the registered model remembers them; (0, "") at first."""
-    try:
-        tag = client.get_registered_model(name).tags.get(HEAD_TAG, "0 ")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        tag = "0 "
-    sequence, _, digest = tag.partition(" ")
-    return int(sequence), digest
+def _at_one_moment(name: str) -> tuple[list[RegisteredVersion], Run | None]:
+    """The versions and the history, with no move in between: that would look like one by hand."""
+    run = promotion_log.history_run(name)
+    for _ in range(NUM_TRIES):
+        versions = registry.list_versions(name, missing_ok=True)
+        before, run = run, promotion_log.history_run(name)
+        if run is None or (before is not None and before.data.params == run.data.params):
+            return versions, run
+    raise TimeoutError(_restless(name))
 
 
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        user = f"uid-{os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+def _restless(name: str) -> str:
+    return f"the history of {name} does not stand still; look at `nst history`"
+
+
+def _check_entries(name: str, run: Run) -> tuple[list[Event], list[str]]:
+    problems: list[str] = []
+    if run.info.lifecycle_stage == LifecycleStage.DELETED:
+        problems.append(
+            f"the history was deleted: restore it with `mlflow runs restore --run-id {run.info.run_id}`"
+        )
+    history: list[Event] = []
+    numbers = promotion_log.entry_numbers(run)
+    for before, number in itertools.pairwise([0, *numbers]):
+        if number > before + 1:
+            problems.append(f"{number - before - 1} event(s) after event {before} are missing")
+        try:
+            event = promotion_log.read_event(run, number)
+        except OSError as error:
+            problems.append(f"event {number} was altered or removed: {error}")
+            continue
+        if (event.model, event.sequence) != (name, number):
+            problems.append(f"event {number} was put there: it is event {event.sequence} of {event.model}")
+        if event.status == "begun" and number != numbers[-1]:
+            problems.append(f"event {number} lost its outcome: later events have theirs")
+        last = history[-1] if history else None
+        expected = last.digest if last else ""
+        if event.previous_digest != expected and (last.sequence if last else 0) == number - 1:
+            problems.append(
+                f"event {number} does not follow from the one before: that, or its outcome, was altered"
+            )
+        history.append(event)
+    return history, problems
+
+
+def _check_versions(versions: Sequence[RegisteredVersion], history: Sequence[Event]) -> list[str]:
+    problems: list[str] = []
+    last = _last_done(history)
+    by_version = {event.to_version: event for event in history if event.status == "done"}
+    promotions = {(event.sequence, event.digest): event.to_version for event in history}
+    for version in versions:
+        mark, event = _mark_of(version), by_version.get(version.version)
+        if event is not None and event.to_digest != version.digest:
+            problems.append(
+                f"version {version.version} is not the model that event {event.sequence} promoted"
+            )
+        elif mark is not None and promotions.get(mark) != version.version:
+            problems.append(
+                f"version {version.version} was promoted by event {mark[0]}, but the history has not that "
+                "event: it was altered or removed"
+            )
+        elif event is not None and event is not last and mark != (event.sequence, event.digest):
+            # The last one's mark may be missing: it is written after its outcome, or by the next command.
+            problems.append(f"version {version.version} lost its tag {PROMOTION_TAG!r}")
+    return problems
+
+
+def _check_champion(versions: Sequence[RegisteredVersion], history: Sequence[Event]) -> list[str]:
+    if history and history[-1].status == "begun":
+        return []
+    actual, recorded = _champion_alias(versions), recorded_champion(history)
+    if actual == recorded:
+        return []
+    is_ = f"the champion is version {actual}" if actual else "there is no champion"
+    says = f"the history says {recorded}" if recorded else "no promotion made it that"
+    return [f"{is_}, but {says}: moved by hand"]
+
+
+def _follow_history(name: str, *, with_champion: bool) -> list[Event]:
+    """Points the aliases where the history says and marks the champion; every step may be repeated.
+
+    The champion only `with_champion`: a move by hand is not undone behind the back of whoever made it. Ends
+    when the history stood still meanwhile; whoever changes it comes here after, so the last one is right.
+    """
+    history = promotion_log.events(name)
+    for _ in range(NUM_TRIES):
+        _point_aliases(name, history, with_champion)
+        before, history = history, promotion_log.events(name)
+        if _digests(history) == _digests(before):
+            return history
+    raise TimeoutError(_restless(name))
+
+
+def _point_aliases(name: str, history: Sequence[Event], with_champion: bool) -> None:
+    versions = {version.version: version for version in registry.list_versions(name)}
+    held = {alias: version.version for version in versions.values() for alias in version.aliases}
+    champion, previous = recorded_champion(history), previous_version(history)
+    if champion is None:  # no event was ever done: as it was found
+        champion = history[-1].from_version
+    if with_champion:
+        _point(name, registry.CHAMPION, champion, versions, held)
+    _point(name, registry.PREVIOUS, previous, versions, held)
+    last = _last_done(history)
+    if last is None or last.to_version not in versions:
+        return
+    if held.get(registry.CHALLENGER) == last.to_version:
+        twice_if_refused(registry.delete_alias, name, registry.CHALLENGER)
+    marked, _ = _mark_of(versions[last.to_version]) or (0, "")
+    if marked < last.sequence:  # never over the mark of this event: if it differs, the event was altered
+        mark = f"{last.sequence} {last.digest}"
+        set_tag = tracking_server.client().set_model_version_tag
+        twice_if_refused(set_tag, name, str(last.to_version), PROMOTION_TAG, mark)
+
+
+def _point(
+    name: str, alias: str, version: int | None, versions: Container[int | None], held: Mapping[str, int]
+) -> None:
+    if version is not None and version in versions:
+        if held.get(alias) != version:
+            twice_if_refused(registry.set_alias, name, alias, version)
+    elif alias in held:
+        twice_if_refused(registry.delete_alias, name, alias)
+
+
+def _champion_alias(versions: Sequence[RegisteredVersion]) -> int | None:
+    return next((version.version for version in versions if registry.CHAMPION in version.aliases), None)
+
+
+def _last_done(history: Sequence[Event]) -> Event | None:
+    return next((event for event in reversed(history) if event.status == "done"), None)
+
+
+def _digests(history: Sequence[Event | None]) -> list[str]:
+    """What makes two histories the same (figures may be NaN, which equals nothing)."""
+    return [event.digest for event in history if event is not None]
+
+
+def _marks(versions: Sequence[RegisteredVersion]) -> dict[int, tuple[int, str]]:
+    """version -> its mark."""
+    return {version.version: mark for version in versions if (mark := _mark_of(version))}
+
+
+def _mark_of(version: RegisteredVersion) -> tuple[int, str] | None:
+    """Number and digest of the event that made it the champion last; None without a (readable) mark."""
+    number, _, digest = version.tags.get(PROMOTION_TAG, "").partition(" ")
+    return (int(number), digest) if number.isdecimal() else None

@@ -1,4 +1,4 @@
-"""Versions, aliases, evaluations and the history of promotions, on a real MLflow store."""
+"""Versions, aliases and evaluations, on a real MLflow store."""
 
 from __future__ import annotations
 
@@ -12,70 +12,21 @@ from typing import Any
 
 import pytest
 
-from infra import evaluations, promotions, publishing, registry, tracking, tracking_server
-from infra.promotions import Grounds, move_champion, verify_history
+from infra import evaluations, publishing, registry, tracking_server
 from infra.publishing import ModelInterface
 from infra.registry import RegisteredVersion
-from tests.servers import mlflow_server
-
-# A model's code in small: gives back what it got, and what it was told about itself.
-ECHO = """
-import pandas
-from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
-
-
-class Echo(PythonModel):
-    def load_context(self, context):
-        self.size = len(open(context.artifacts["checkpoint"] + "/model.safetensors", "rb").read())
-        self.digest = context.model_config["digest"]
-
-    def predict(self, context, model_input: pandas.DataFrame, params=None):
-        return pandas.DataFrame({"stylized": [f"{self.size} {self.digest} {params['strength']}".encode()]})
-
-
-set_model(Echo())
-"""
+from tests.registered_models import alias, register
+from tests.servers import MlflowServer
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    tracking_server.client(uri)
-    return uri
+def store(mlflow_database: Path) -> str:
+    return f"sqlite:///{mlflow_database}"
 
 
 @pytest.fixture(autouse=True)
 def _environment(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setattr(promotions, "SECONDS_TO_MOVE", 0.0)
-
-
-def register(folder: Path, content: str, **options: Any) -> RegisteredVersion:
-    checkpoint = folder / content / "checkpoint-7"
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    (checkpoint / "model.safetensors").write_text(content)
-    (checkpoint / "config.json").write_text("{}")
-    (checkpoint / "training.safetensors").write_text("large")
-    (checkpoint / "state.json").write_text("{}")
-    code = folder / "echo.py"
-    code.write_text(ECHO)
-    package = folder / "little_package"
-    package.mkdir(exist_ok=True)
-    (package / "__init__.py").write_text("")
-    return publishing.register(
-        checkpoint,
-        digest=f"digest of {content}",
-        python_model_path=code,
-        code_paths=[package],
-        pip_requirements=["pandas"],
-        interface=ModelInterface(
-            inputs=("content",),
-            outputs=("stylized",),
-            params={"strength": 1.0, "colors": "style", "max_side": 0},
-        ),
-        **options,
-    )
 
 
 def evaluation_of(digest: str | None, **measures: float) -> dict[str, Any]:
@@ -106,11 +57,6 @@ def model(three_versions: list[RegisteredVersion], request: pytest.FixtureReques
     return name
 
 
-def alias(name: str, which: str) -> int | None:
-    version = registry.with_alias(name, which)
-    return version.version if version else None
-
-
 def test_a_registered_model_holds_the_inference_half_and_no_pickle(tmp_path: Path) -> None:
     version = register(tmp_path, "abc", name="half", tags={"preset": "smoke"})
     assert (version.version, version.digest, version.aliases) == (1, "digest of abc", ("challenger",))
@@ -127,6 +73,7 @@ def test_a_registered_model_holds_the_inference_half_and_no_pickle(tmp_path: Pat
         "code/little_package/__init__.py",
         "conda.yaml",
         "echo.py",
+        "files.json",
         "python_env.yaml",
         "requirements.txt",
     ]
@@ -219,144 +166,18 @@ def test_an_evaluation_is_kept_and_checked(model: str) -> None:
         evaluations.evaluation(version)
 
 
-def test_promotions_and_rollbacks_are_a_history(model: str) -> None:
-    grounds = Grounds(
-        reason="better", gate="gate.toml", findings=("style_distance 0.2",), figures={"style": 0.2}
-    )
-    first = move_champion(model, 1, kind="promote", grounds=grounds)
-    assert (alias(model, "champion"), alias(model, "previous")) == (1, None)
-    registry.set_alias(model, "challenger", 2)
-    move_champion(model, 2, kind="promote", grounds=Grounds(is_forced=True))
-    assert [alias(model, which) for which in ("champion", "previous", "challenger")] == [2, 1, None]
-    move_champion(model, 1, kind="rollback", grounds=Grounds())
-    move_champion(model, 2, kind="rollback", grounds=Grounds())
-    assert [alias(model, which) for which in ("champion", "previous")] == [2, 1]
-
-    history = promotions.events(model)
-    assert [(e.sequence, e.kind, e.from_version, e.to_version, e.status) for e in history] == [
-        (1, "promote", None, 1, "done"),
-        (2, "promote", 1, 2, "done"),
-        (3, "rollback", 2, 1, "done"),
-        (4, "rollback", 1, 2, "done"),
-    ]
-    assert history[0] == first
-    assert history[0].grounds == grounds
-    assert "@" in history[0].who
-    assert verify_history(model) == []
-    assert tracking_server.client().get_run(first.run_id).data.metrics == {"style": 0.2}
-    with pytest.raises(ValueError, match="already"):
-        move_champion(model, 2, kind="promote", grounds=Grounds())
-    with pytest.raises(ValueError, match="501 characters"):
-        move_champion(model, 3, kind="promote", grounds=Grounds(reason="x" * 501))
-    assert len(promotions.events(model)) == 4
-
-
-def test_an_altered_history_shows(model: str) -> None:
-    for version in (1, 2, 3):
-        move_champion(model, version, kind="promote", grounds=Grounds(reason=f"reason {version}"))
-    client = tracking_server.client()
-    _, second, third = promotions.events(model)
-
-    text = client.get_run(second.run_id).data.tags[promotions.EVENT_TAG]
-    altered = text.replace("reason 2", "reason 9")
-    client.set_tag(second.run_id, promotions.EVENT_TAG, altered)
-    assert verify_history(model) == ["event 2 was altered after it was written"]
-    client.set_tag(second.run_id, promotions.DIGEST_TAG, promotions._digest_of(altered))
-    assert verify_history(model) == ["event 3 does not follow from the event before it"]
-    client.set_tag(second.run_id, promotions.EVENT_TAG, text)
-    client.set_tag(second.run_id, promotions.DIGEST_TAG, second.digest)
-    assert verify_history(model) == []
-
-    client.delete_run(second.run_id)
-    assert "event 2 is missing" in verify_history(model)[0]
-    client.restore_run(second.run_id)
-    client.delete_run(third.run_id)
-    assert "1 event(s) after event 2 are missing" in verify_history(model)[0]
-    move_champion(model, 1, kind="promote", grounds=Grounds())
-    assert "event 3 is missing" in verify_history(model)[0], "the gap stays"
-    client.restore_run(third.run_id)
-    assert verify_history(model) == []
-
-    registry.set_alias(model, "champion", 2)
-    assert "moved by hand" in verify_history(model)[0]
-
-
-class Crash(BaseException):
-    """The process ends here."""
-
-
-@pytest.mark.parametrize("num_calls_before", range(8))
-def test_a_crash_at_any_step_is_repaired_by_a_rerun(
-    model: str, num_calls_before: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    move_champion(model, 1, kind="promote", grounds=Grounds())
-    move_champion(model, 2, kind="promote", grounds=Grounds())
-    registry.set_alias(model, "challenger", 3)
-
-    writes = [
-        "create_run",
-        "set_registered_model_tag",
-        "set_registered_model_alias",
-        "delete_registered_model_alias",
-        "log_batch",
-        "set_terminated",
-    ]
-    remaining = num_calls_before
-    with monkeypatch.context() as patch:
-        for method in writes:
-            original = getattr(tracking.mlflow.tracking.MlflowClient, method)
-
-            def counted(*args: Any, original: Any = original, **kwargs: Any) -> Any:
-                nonlocal remaining
-                if remaining == 0:
-                    raise Crash
-                remaining -= 1
-                return original(*args, **kwargs)
-
-            patch.setattr(tracking.mlflow.tracking.MlflowClient, method, counted)
-        with pytest.raises(Crash):
-            move_champion(model, 3, kind="promote", grounds=Grounds())
-    assert alias(model, "champion") in (2, 3), "the champion is never missing"
-
-    promotions.repair(model)
-    if alias(model, "champion") != 3:
-        assert [alias(model, which) for which in ("champion", "previous", "challenger")] == [2, 1, 3]
-        move_champion(model, 3, kind="promote", grounds=Grounds())
-    assert [alias(model, which) for which in ("champion", "previous", "challenger")] == [3, 2, None]
-    assert verify_history(model) == []
-    assert [event.to_version for event in promotions.events(model) if event.status == "done"] == [1, 2, 3]
-
-
-def test_of_two_promotions_at_once_one_is_told(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    move_champion(model, 1, kind="promote", grounds=Grounds())
-    # Both have read the history before either has written.
-    seen = promotions.events(model)
-    original = promotions.events
-    answers = [seen, seen]
-    monkeypatch.setattr(promotions, "events", lambda name: answers.pop() if answers else original(name))
-    move_champion(model, 2, kind="promote", grounds=Grounds())
-    answers = [seen, seen]
-    monkeypatch.setattr(promotions, "_head", lambda client, name: (1, seen[0].digest))
-    with pytest.raises(ValueError, match=r"is moving .* to version 2 at this moment"):
-        move_champion(model, 3, kind="promote", grounds=Grounds())
-    monkeypatch.undo()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server.tracking_uri())
-
-
 @pytest.mark.slow
-def test_the_same_on_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with mlflow_server(tmp_path / "server") as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        first = register(tmp_path, "one", name="served")
-        second = register(tmp_path, "two", name="served")
-        assert first.source.startswith("mlflow-artifacts:")
-        evaluations.record_evaluation("served", 1, evaluation_of(first.digest, edge_ssim=0.5))
-        stored = evaluations.evaluation(registry.resolve("models:/served/1"))
-        assert stored == evaluation_of(first.digest, edge_ssim=0.5)
-        move_champion("served", 1, kind="promote", grounds=Grounds())
-        move_champion("served", 2, kind="promote", grounds=Grounds(figures={"edge_ssim": 0.5}))
-        assert registry.resolve("models:/served@champion").version == second.version
-        assert verify_history("served") == []
-        checkpoint = registry.download(second, tmp_path / "downloaded")
-        assert (Path(checkpoint) / "model.safetensors").read_text() == "two"
-        assert json.loads((Path(checkpoint) / "config.json").read_text()) == {}
+def test_the_same_on_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, infra_server: MlflowServer
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", infra_server.uri)
+    first = register(tmp_path, "one", name="served")
+    second = register(tmp_path, "two", name="served")
+    assert first.source.startswith("mlflow-artifacts:")
+    evaluations.record_evaluation("served", 1, evaluation_of(first.digest, edge_ssim=0.5))
+    stored = evaluations.evaluation(registry.resolve("models:/served/1"))
+    assert stored == evaluation_of(first.digest, edge_ssim=0.5)
+    assert registry.resolve("models:/served@challenger").version == second.version
+    checkpoint = registry.download(second, tmp_path / "downloaded")
+    assert (Path(checkpoint) / "model.safetensors").read_text() == "two"
+    assert json.loads((Path(checkpoint) / "config.json").read_text()) == {}
