@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from infra import tracking_server
+from infra import model_files, tracking_server
 
 DEFAULT_MODEL = "nst"
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
@@ -43,6 +43,11 @@ class RegisteredVersion:
     def digest(self) -> str | None:
         """The digest that the model had when it was registered."""
         return self.tags.get("digest")
+
+    @property
+    def artifacts_digest(self) -> str | None:
+        """That of the list of all its files; None for a version that was registered before there was one."""
+        return self.tags.get("artifacts_digest")
 
     def __str__(self) -> str:
         return f"models:/{self.name}/{self.version}"
@@ -138,21 +143,27 @@ def delete_alias(name: str, alias: str) -> None:
 
 
 def download(version: RegisteredVersion, destination_dir: str | Path) -> str:
-    """Downloads the version's checkpoint below `destination_dir`; returns the checkpoint's directory.
+    """Downloads the version's files below `destination_dir` and checks them; returns the checkpoint's
+    directory. Other artifacts of the version lie beside it.
 
     Raises:
-        OSError: the artifacts are gone or cannot be read.
+        OSError: the artifacts are gone, cannot be read, or are not those that were registered.
     """
     client = tracking_server.client()
     try:
-        source = client.get_model_version_download_uri(version.name, str(version.version))
-        return mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{source}/{CHECKPOINT_ARTIFACT}",
-            dst_path=str(destination_dir),
+        folder = mlflow.artifacts.download_artifacts(
+            artifact_uri=client.get_model_version_download_uri(version.name, str(version.version)),
+            dst_path=str(Path(destination_dir, "model")),
             tracking_uri=tracking_server.tracking_uri(),
         )
     except (MlflowException, OSError) as error:
         raise OSError(f"{version}: cannot download {version.source} ({error})") from error
+    if version.artifacts_digest is not None:
+        try:
+            model_files.check_files(folder, version.artifacts_digest)
+        except OSError as error:
+            raise OSError(f"{version}: {error}, at {version.source}; it is not used") from None
+    return str(Path(folder, CHECKPOINT_ARTIFACT))
 
 
 def _aliases(client: MlflowClient, name: str) -> dict[str, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -12,6 +13,12 @@ from pathlib import Path
 from infra import places, registry, storage, tracking_server
 from infra.registry import RegisteredVersion
 from nst.checkpoint import model_digest
+from nst.golden import check_golden
+from nst.stylize import Stylizer
+
+log = logging.getLogger(__name__)
+
+GOLDEN_ARTIFACT = "golden"  # beside the checkpoint of a registered version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +110,31 @@ def _registered(version: RegisteredVersion) -> ResolvedModel:
                 f"{version}: what is stored at {version.source} was altered after it was registered: its "
                 f"digest is {found[:12]}, not {version.digest[:12]}; it is not used"
             )
+        _check_golden(version, checkpoint_dir)
         kept = cache_dir() / version.digest
         _keep(Path(checkpoint_dir), kept)
     name = str(version) + "".join(f" @{alias}" for alias in version.aliases)
     return ResolvedModel(name=name, version=version.version, digest=found, checkpoint_dir=str(kept))
+
+
+def _check_golden(version: RegisteredVersion, checkpoint_dir: str) -> None:
+    """Other code, another PyTorch or another processor than at the registration may draw something else.
+
+    On the CPU: this process may have no part in stylizing, and should hold no GPU. Takes some tenths of a
+    second.
+    """
+    golden_dir = Path(checkpoint_dir).with_name(GOLDEN_ARTIFACT)
+    if not golden_dir.is_dir():
+        log.warning(
+            "%s was registered without golden pairs: whether it draws here what it drew then is unknown; "
+            "register its checkpoint again",
+            version,
+        )
+        return
+    try:
+        check_golden(Stylizer.load(checkpoint_dir, device="cpu"), golden_dir)
+    except OSError as error:
+        raise OSError(f"{version}: {error}; it is not used") from error
 
 
 def _new_folder() -> tempfile.TemporaryDirectory[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
@@ -16,9 +17,11 @@ class RegisteredStylizer(PythonModel):
     "style" or "content", `max_side` in px (0: the content's own size)."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Raises OSError if the checkpoint is not the one that was registered."""
+        """Raises OSError if weights or configuration are not those that were registered, or if they do not
+        draw on this machine what they drew then."""
         # Not above: MLflow puts the registered package on the path just before this call.
         from nst.checkpoint import model_digest
+        from nst.golden import check_golden, golden_digest
         from nst.stylize import Stylizer
 
         checkpoint_dir = context.artifacts["checkpoint"]
@@ -28,29 +31,41 @@ class RegisteredStylizer(PythonModel):
                 f"{checkpoint_dir} was altered after it was registered: its digest is {found[:12]}, not "
                 f"{expected[:12]}"
             )
+        golden_dir = context.artifacts["golden"]
+        expected, found = context.model_config["golden_digest"], golden_digest(golden_dir)
+        if found != expected:
+            raise OSError(
+                f"{golden_dir} was altered after it was registered: its digest is {found[:12]}, not "
+                f"{expected[:12]}"
+            )
         self._stylizer = Stylizer.load(checkpoint_dir)
+        check_golden(self._stylizer, golden_dir)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """A frame with the column `stylized`: PNG bytes, a row each. Raises ValueError naming a row that
-        holds no picture, or an option out of range."""
-        from nst.images import encode_image
-
+        """A frame with the column `stylized`: PNG bytes, a row each. Raises MlflowException, which a server
+        answers with status 400, naming a row that holds no picture, or an option out of range."""
         options = dict(params or {})
         options["max_side"] = options.get("max_side") or None
-        stylized = []
-        for row, (content, style) in enumerate(
-            zip(model_input["content"], model_input["style"], strict=True)
-        ):
-            pixels = self._stylizer(
-                _pixels(content, f"content of row {row}"),
-                _pixels(style, f"style of row {row}")[..., :3],
-                **options,
+        rows = zip(model_input["content"], model_input["style"], strict=True)
+        try:
+            return pd.DataFrame(
+                {"stylized": [self._draw(*pair, row, options) for row, pair in enumerate(rows)]}
             )
-            alpha = pixels[..., 3] if pixels.shape[2] == 4 else None
-            stylized.append(encode_image(pixels[..., :3], alpha, "png"))
-        return pd.DataFrame({"stylized": stylized})
+        except ValueError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    def _draw(self, content: bytes, style: bytes, row: int, options: dict[str, Any]) -> bytes:
+        from nst.images import encode_image
+
+        pixels = self._stylizer(
+            _pixels(content, f"content of row {row}"),
+            _pixels(style, f"style of row {row}")[..., :3],
+            **options,
+        )
+        alpha = pixels[..., 3] if pixels.shape[2] == 4 else None
+        return encode_image(pixels[..., :3], alpha, "png")
 
 
 def _pixels(data: bytes, name: str) -> np.ndarray:

@@ -9,11 +9,16 @@ from importlib import metadata
 from pathlib import Path
 
 import nst
-from infra import publishing, registry, tracking_server
+from infra import publishing, registry, scratch, tracking_server, training_runs
 from infra.publishing import ModelInterface
-from nst.checkpoint import model_digest
+from infra.run_figures import latest_figures
+from nst.checkpoint import model_digest, read_config
+from nst.golden import golden_digest, read_golden, write_golden
+from nst.networks.blocks import num_parameters
+from nst.stylize import Stylizer
 from pipelines.console import StageFailed
-from pipelines.models import fetch_checkpoint
+from pipelines.model_card import CardFacts, model_card, num_images_seen
+from pipelines.models import GOLDEN_ARTIFACT, fetch_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +51,42 @@ def register_checkpoint(
         ValueError: it is no checkpoint, or `run_id` is unknown.
     """
     checkpoint_dir = fetch_checkpoint(checkpoint_uri)
-    version = publishing.register(
-        checkpoint_dir,
-        name=model_name,
-        run_id=run_id,
-        digest=model_digest(checkpoint_dir),
-        python_model_path=MODEL_CODE,
-        code_paths=[Path(nst.__file__).parent],
-        pip_requirements=pip_requirements(),
-        interface=INTERFACE,
-        tags={"checkpoint": checkpoint_uri, **(tags or {})},
-    )
+    digest = model_digest(checkpoint_dir)
+    known = publishing.find_version(model_name, digest, run_id)
+    if known is not None:
+        return known.version
+    with scratch.folder("nst-golden-") as folder:
+        golden_dir = Path(folder, "golden")
+        golden_dir.mkdir()
+        stylizer = Stylizer.load(checkpoint_dir, device="cpu")
+        write_golden(stylizer, golden_dir)
+        card = model_card(
+            CardFacts(
+                model_name=model_name,
+                digest=digest,
+                checkpoint_uri=checkpoint_uri,
+                config=read_config(checkpoint_dir),
+                num_parameters=num_parameters(stylizer.generator),
+                num_images_seen=num_images_seen(checkpoint_uri),
+                run=training_runs.find_run(run_id) if run_id else None,
+                figures=latest_figures(run_id) if run_id else {},
+                golden=read_golden(golden_dir),
+            )
+        )
+        version = publishing.register(
+            checkpoint_dir,
+            name=model_name,
+            run_id=run_id,
+            digest=digest,
+            python_model_path=MODEL_CODE,
+            code_paths=[Path(nst.__file__).parent],
+            pip_requirements=pip_requirements(),
+            interface=INTERFACE,
+            tags={"checkpoint": checkpoint_uri, **(tags or {})},
+            artifacts={GOLDEN_ARTIFACT: golden_dir},
+            model_config={"golden_digest": golden_digest(golden_dir)},
+            card=card,
+        )
     return version.version
 
 
