@@ -1,34 +1,94 @@
-"""`nst history`: who made which version the champion, and why."""
+"""`nst history`: who promoted what; where a version, a stylized bucket or a corpus comes from and went."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
 from typing import Any
 
 import click
 
-from infra import promotions, registry, tracking_server
+from infra import places, promotions, registry, tracking_server
 from infra.promotions import Event
+from pipelines import lineage_facts, lineage_tree
 from pipelines.console import Stage, StageFailed, say
 from pipelines.promote_model import model_option
+from pipelines.tree import Node, draw
+
+MAX_WIDTH = 120
+SHOWN = ("style_distance", "content_distance")  # --json has all
+COLUMNS = ("#", "when (UTC)", "what", "version", "who", "figures", "reason")
 
 
 @click.command(cls=Stage)
+@click.argument("place", required=False)
+@click.option(
+    "--version", type=click.IntRange(min=1), metavar="N", help="Everything about one version, as a tree."
+)
 @model_option
-def history(model_name: str) -> dict[str, Any]:
+def history(place: str | None, version: int | None, model_name: str) -> dict[str, Any]:
     """Who made which version the champion, when, why, with which figures.
 
-    Exit code 1: the history was altered, or the champion was moved by hand.
+    With --version: where that version comes from (training run, corpora, code, settings) and where it went
+    (evaluation, promotions, stylized buckets). With PLACE, a stylized folder or prefix: which version made
+    it, and where that comes from; PLACE may also be a corpus: what was trained on it.
+
+    Exit code 1: the history was altered, the champion was moved by hand, or a bucket was made by another
+    model than the registry has under that version.
 
     \b
     Examples:
       nst history
-      nst history --json
+      nst history --version 3
+      nst history s3://painted/2024
+      nst history corpora/style --json
     """
+    if place is not None:
+        if version is not None:
+            raise ValueError(f"{place} and --version {version} are two questions; ask one of them")
+        return _of_place(places.absolute(place).rstrip("/"))
     tracking_server.check()
+    if version is not None:
+        facts = lineage_facts.version_facts(registry.get_version(model_name, version))
+        _show(lineage_tree.version_tree(facts))
+        return dataclasses.asdict(facts)
+    return _of_model(model_name)
+
+
+def _of_place(uri: str) -> dict[str, Any]:
+    """A stylized bucket's way back, or a corpus's way forward."""
+    origin = lineage_facts.bucket_origin(uri)
+    if origin is not None:
+        _show(lineage_tree.bucket_tree(origin))
+        result = {"bucket": dataclasses.asdict(origin)}
+        if origin.problem:
+            raise StageFailed(f"{uri}: {origin.problem}", result)
+        return result
+    use = lineage_facts.corpus_use(uri)
+    if use is None:
+        raise ValueError(
+            f"{uri} is neither a stylized bucket (it has no _nst/run.json) nor a corpus (no corpus.json); "
+            "give the OUT of `nst stylize` or the CORPUS of `nst shard`"
+        )
+    _show(lineage_tree.corpus_tree(use))
+    return {"corpus": dataclasses.asdict(use)}
+
+
+def _show(tree: Node) -> None:
+    width = min(MAX_WIDTH, shutil.get_terminal_size((100, 24)).columns)
+    for line in draw(tree, width=width, is_styled=sys.stdout.isatty()):
+        say(line)
+
+
+def _of_model(model_name: str) -> dict[str, Any]:
+    """The promotions of a model, as a table."""
     registry.list_versions(model_name)  # says so if there is no such model
-    events = promotions.events(model_name)
     problems = promotions.verify_history(model_name)
+    try:
+        events = promotions.events(model_name)
+    except OSError as error:  # told among the problems, with what else is wrong
+        raise StageFailed(_does_not_add_up(model_name, problems), {"problems": problems}) from error
     if events:
         _print_table([_row(event) for event in events])
     else:
@@ -39,12 +99,12 @@ def history(model_name: str) -> dict[str, Any]:
         "problems": problems,
     }
     if problems:
-        raise StageFailed(f"the history of {model_name} does not add up: {'; '.join(problems)}", result)
+        raise StageFailed(_does_not_add_up(model_name, problems), result)
     return result
 
 
-SHOWN = ("style_distance", "content_distance")  # --json has all
-COLUMNS = ("#", "when (UTC)", "what", "version", "who", "figures", "reason")
+def _does_not_add_up(model_name: str, problems: list[str]) -> str:
+    return f"the history of {model_name} does not add up: {'; '.join(problems)}"
 
 
 def _row(event: Event) -> tuple[str, ...]:
@@ -52,6 +112,8 @@ def _row(event: Event) -> tuple[str, ...]:
     what = event.kind + (", forced" if grounds.is_forced else "")
     if event.status != "done":
         what += f" ({event.status})"
+    if event.was_moved_by_hand:
+        what += f" (by hand before, from {event.recorded_version or '-'})"
     return (
         str(event.sequence),
         event.at[:16].replace("T", " "),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,9 +13,10 @@ from typing import Any
 
 import ray
 
-from infra import cluster, places, storage
+from infra import cluster, places, registry, storage
 from nst.checkpoint import CONFIG_FILE, MODEL_FILE, read_config
 from pipelines.actor_pool import ActorPool, Outcome, WorkersKeepDying
+from pipelines.bucket_record import BucketRecord, RunStatus
 from pipelines.console import Progress, StageFailed, interruptible, say
 from pipelines.gallery import write_gallery
 from pipelines.ledger import DONE, FAILED, IGNORED, Ledger, LedgerRow
@@ -25,6 +25,7 @@ from pipelines.models import ResolvedModel
 from pipelines.styles import StylePicture
 from pipelines.stylize_plan import Item, LeftOut, Look, Past, list_sources, plan, still_to_do
 from pipelines.stylize_worker import Report, StylizeSettings, StylizeWorker
+from pipelines.training_record import code_version
 
 NUM_PLANNED_AHEAD = 100_000  # items; beyond that the total is not known while the run goes on
 SECONDS_FOR_AN_ITEM = 1800.0
@@ -68,24 +69,36 @@ def run_bucket(run: BucketRun) -> dict[str, Any]:
         num = recorder.counts[IGNORED]
         what = f"holds {num} files, but no picture" if num else "does not exist or is empty"
         raise ValueError(f"SOURCE {run.source_uri} {what}; give a folder or prefix with pictures")
-    started_at = datetime.datetime.now(datetime.UTC)
+    record = BucketRecord(run.out_uri, _record_facts(run))
     if head:
-        _write_run_json(run, recorder, "running", started_at)
-    status = "failed"
-    try:
-        _do(run, recorder, head, entries)
-        status = "failed" if recorder.has_failed_too_often else "done"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        if head:
-            ledger.flush() if status == "interrupted" else ledger.merge()
-            _write_run_json(run, recorder, status, started_at)
+        _run_noted(run, recorder, record, head, entries)
+    elif not run.only_failed:
+        record.catch_up("failed" if recorder.failure else "done", recorder.counts)
     gallery_uri = places.join(run.out_uri, "_nst", "gallery.html")
     if head or not storage.exists(gallery_uri):
         write_gallery(run.out_uri, ledger.read(), run.styles, run.looks, _facts(run))
     return recorder.conclude(gallery_uri)
+
+
+def _run_noted(
+    run: BucketRun,
+    recorder: Recorder,
+    record: BucketRecord,
+    head: list[Item | LeftOut],
+    rest: Iterator[Item | LeftOut],
+) -> None:
+    """Does the work; ledger and record tell of it however it ends."""
+    record.begin()
+    status: RunStatus = "failed"
+    try:
+        _do(run, recorder, head, rest)
+        status = "failed" if recorder.failure else "done"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        recorder.ledger.flush() if status == "interrupted" else recorder.ledger.merge()
+        record.end(status, recorder.counts)
 
 
 def _is_ignored(entry: Item | LeftOut) -> bool:
@@ -154,6 +167,16 @@ class Recorder:
     def num_failed_ever(self) -> int:
         return self.num_failed + self.counts["failed_before"]
 
+    @property
+    def failure(self) -> str | None:
+        """Why the run as a whole failed; None if it did not."""
+        failed, limit = self.num_failed_ever, self._run.max_failures
+        if self.has_failed_too_often:
+            return f"{failed} pictures failed, more than --max-failures {limit}"
+        if failed and not self.counts[DONE] and not self.counts["done_before"]:
+            return f"none of {failed} pictures succeeded"
+        return None
+
     def conclude(self, gallery_uri: str) -> dict[str, Any]:
         """Says what happened; raises StageFailed if that is a failure."""
         counts, out_uri = self.counts, self._run.out_uri
@@ -173,11 +196,8 @@ class Recorder:
         say(f"  pictures  {out_uri}")
         say(f"  gallery   {gallery_uri}")
         say(f"  ledger    {self.ledger.uri}")
-        failed, limit = self.num_failed_ever, self._run.max_failures
-        if self.has_failed_too_often:
-            raise StageFailed(f"{failed} pictures failed, more than --max-failures {limit}", result)
-        if failed and not counts[DONE] and not counts["done_before"]:
-            raise StageFailed(f"none of {failed} pictures succeeded", result)
+        if self.failure is not None:
+            raise StageFailed(self.failure, result)
         return result
 
     def _row(self, source: storage.ObjectInfo, status: str, reason: str, error: str) -> dict[str, Any]:
@@ -292,12 +312,10 @@ def _facts(run: BucketRun) -> dict[str, Any]:
     }
 
 
-def _write_run_json(run: BucketRun, recorder: Recorder, status: str, started_at: datetime.datetime) -> None:
-    now = datetime.datetime.now(datetime.UTC)
-    content = {
-        "status": status,
-        "started_at": started_at.isoformat(),
-        "seconds": round((now - started_at).total_seconds(), 1),
+def _record_facts(run: BucketRun) -> dict[str, Any]:
+    """What run.json says of a run from its beginning."""
+    match = registry.MODEL_URI.match(run.model.name) if run.model.version is not None else None
+    return {
         "arguments": {
             "source": run.source_uri,
             "out": run.out_uri,
@@ -306,12 +324,17 @@ def _write_run_json(run: BucketRun, recorder: Recorder, status: str, started_at:
             "max_failures": run.max_failures,
             **asdict(run.settings),
         },
-        "model": {"name": run.model.name, "version": run.model.version, "digest": run.model.digest},
+        "model": {
+            "name": match["name"] if match else run.model.name,
+            "version": run.model.version,
+            "digest": run.model.digest,
+        },
         "looks": [{"name": look.name, "weights": look.weights, "digest": look.digest} for look in run.looks],
         "styles": [{"name": style.name, "uri": style.uri, "sha256": style.digest} for style in run.styles],
         "settings_digest": run.settings.digest,
-        "code": {"version": importlib.metadata.version("nst"), "digest": code_digest()},
-        "counts": dict(recorder.counts),
+        "code": {
+            "version": importlib.metadata.version("nst"),
+            "commit": code_version(),
+            "digest": code_digest(),
+        },
     }
-    data = json.dumps(content, indent=2, ensure_ascii=False).encode()
-    storage.write_bytes(places.join(run.out_uri, "_nst", "run.json"), data)
