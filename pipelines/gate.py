@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nst.intervals import Interval, groups_for, paired_interval
+
 DEFAULT_GATE = Path(__file__).with_name("gate.toml")
 
 ABSOLUTE, FACTOR, OFFSET = ("max", "min"), ("max_times", "min_times"), ("max_plus", "min_plus")
@@ -22,59 +26,83 @@ BASELINES = {
 CHAMPION = "champion"
 
 Evaluation = Mapping[str, Any]
+Measures = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One limit to one measure's mean."""
+    """One limit to one measure's mean. With `confidence` 0 the mean decides, else the unfavourable end of its
+    interval: what chance alone may have brought is no proof."""
 
     measure: str
     limit: str
     number: float
+    confidence: float
     than: str | None = None
     why: str = ""
+
+    @property
+    def is_maximum(self) -> bool:
+        return self.limit.startswith("max")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a rule says of an evaluation. `value` and `bound` are NaN where they were not measured."""
+    """What a rule says of an evaluation.
+
+    Attributes:
+        value: the measure's mean; NaN where it was not measured.
+        bound: what it is held against; NaN where the other was not measured.
+        excess: `value - bound` with its interval over pairs, as far as both were measured pair by pair.
+    """
 
     rule: Rule
     value: float
     bound: float
+    excess: Interval | None
+    num_pairs: int
 
     @property
     def passed(self) -> bool:
-        # In this form a NaN on either side fails.
-        return self.value <= self.bound if self.rule.limit.startswith("max") else self.value >= self.bound
+        if self.excess is None:
+            return False
+        # In this form a NaN fails.
+        return self.excess.high <= 0 if self.rule.is_maximum else self.excess.low >= 0
 
     def __str__(self) -> str:
-        rule = self.rule
+        rule, excess = self.rule, self.excess
         if math.isnan(self.value):
             return f"{rule.measure} was not measured"
         other = {**BASELINES, CHAMPION: "the champion"}.get(rule.than or "", "")
-        if math.isnan(self.bound):
+        if excess is None:
             return f"{rule.measure} is {self.value:.3f}, but was not measured for {other}"
-        direction = "most" if rule.limit.startswith("max") else "least"
-        text = f"{rule.measure} is {self.value:.3f}, must be at {direction} {self.bound:.3f}"
+        text = f"{rule.measure} is {self.value:.3f}, must be at {'most' if rule.is_maximum else 'least'}"
+        text += f" {self.bound:.3f}"
         if rule.limit in FACTOR:
             text += f" ({rule.number:g} times {other})"
         elif rule.limit in OFFSET:
             text += f" ({rule.number:g} more than {other})"
-        if not self.passed:
-            side = "high" if rule.limit.startswith("max") else "low"
-            text += f": {abs(self.value - self.bound):.3f} too {side}"
-            text += f" - {rule.why}" if rule.why else ""
-        return text
+        if self.passed:
+            return text
+        if excess.mean > 0 if rule.is_maximum else excess.mean < 0:
+            text += f": {abs(excess.mean):.3f} too {'high' if rule.is_maximum else 'low'}"
+        else:
+            text += (
+                f": it is, but {self.num_pairs} pairs leave room for {excess.low:+.3f} to {excess.high:+.3f} "
+                "of that; measure more pairs"
+            )
+        return text + (f" - {rule.why}" if rule.why else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A checked gate file. `digest` is the sha256 of its bytes."""
+    """A checked gate file. `digest` is the sha256 of its bytes; with `held_out`, figures of pictures that a
+    version was trained on count for nothing."""
 
     name: str
     digest: str
     min_pairs: int
+    held_out: bool
     rules: tuple[Rule, ...]
 
     @property
@@ -87,6 +115,8 @@ class Gate:
         Raises:
             ValueError: the two evaluations are of different sets, or the set is too small.
         """
+        if "pairs" not in evaluation:
+            raise ValueError("the evaluation has no figures for single pairs; evaluate the version again")
         num_pairs = evaluation["evaluation_set"]["num_pairs"]
         if num_pairs < self.min_pairs:
             raise ValueError(
@@ -97,31 +127,49 @@ class Gate:
             raise ValueError(
                 "the version and the champion were evaluated on different sets "
                 f"({_differences(evaluation['evaluation_set'], champion['evaluation_set'])}); "
-                "evaluate both with the same options"
+                "evaluate both in one command: nst evaluate models:/NAME/VERSION models:/NAME@champion …"
             )
-        findings = []
-        for rule in self.rules:
-            if rule.than == CHAMPION and champion is None:
-                continue
-            value = _mean(evaluation["measures"], rule.measure)
-            findings.append(Finding(rule=rule, value=value, bound=_bound(rule, evaluation, champion)))
-        return findings
+        methods = {**evaluation["baselines"], CHAMPION: champion["measures"] if champion else {}}
+        return [
+            self._find(rule, evaluation, methods.get(rule.than or "", {}))
+            for rule in self.rules
+            if rule.than != CHAMPION or champion is not None
+        ]
+
+    def _find(self, rule: Rule, evaluation: Evaluation, other: Measures) -> Finding:
+        values = _values(evaluation["measures"], rule.measure)
+        mean = float(np.mean(values)) if values else math.nan
+        factor, offset = (rule.number, 0.0) if rule.limit in FACTOR else (1.0, rule.number)
+        if rule.than is None:
+            others, bound = [0.0] * len(values), offset
+        else:
+            others = _values(other, rule.measure)
+            bound = factor * float(np.mean(others)) + offset if others else math.nan
+        excess = None
+        if values and others and rule.confidence == 0:
+            excess = Interval(mean=mean - bound, low=mean - bound, high=mean - bound)
+        elif values and others:
+            # Pair by pair: what is hard for both cancels.
+            difference = paired_interval(
+                values,
+                others,
+                factor=factor,
+                groups=groups_for(evaluation["pairs"], evaluation["measures"][rule.measure]),
+                confidence=rule.confidence,
+            )
+            excess = Interval(
+                mean=difference.mean - offset, low=difference.low - offset, high=difference.high - offset
+            )
+        num_pairs = evaluation["evaluation_set"]["num_pairs"]
+        return Finding(rule=rule, value=mean, bound=bound, excess=excess, num_pairs=num_pairs)
 
 
-def _bound(rule: Rule, evaluation: Evaluation, champion: Evaluation | None) -> float:
-    if rule.than is None:
-        return rule.number
-    if rule.than == CHAMPION:
-        measures = champion["measures"] if champion else {}
-    else:
-        measures = evaluation["baselines"].get(rule.than, {})
-    reference = _mean(measures, rule.measure)
-    return reference * rule.number if rule.limit in FACTOR else reference + rule.number
-
-
-def _mean(measures: Mapping[str, Mapping[str, float]], name: str) -> float:
-    found = measures.get(name, {}).get("mean")
-    return math.nan if found is None else float(found)
+def _values(measures: Measures, name: str) -> list[float]:
+    """Its figures, one a pair; none where one of them is no number: a mean without it would be of others."""
+    values = [
+        math.nan if value is None else float(value) for value in measures.get(name, {}).get("values", [])
+    ]
+    return [] if any(map(math.isnan, values)) else values
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -143,28 +191,42 @@ def load_gate(path: str | Path | None = None) -> Gate:
         raise ValueError(f"{path}: there is no such gate file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
-    unknown = sorted(set(values) - {"min_pairs", "rule"})
+    unknown = sorted(set(values) - {"confidence", "held_out", "min_pairs", "rule"})
     if unknown:
-        raise ValueError(f"{path}: unknown {', '.join(unknown)}; a gate holds min_pairs and [[rule]] tables")
+        raise ValueError(
+            f"{path}: unknown {', '.join(unknown)}; "
+            "a gate holds confidence, held_out, min_pairs and [[rule]] tables"
+        )
     rules = values.get("rule", [])
     if not isinstance(rules, list) or not rules:
         raise ValueError(f"{path} has no [[rule]]: a gate that cannot refuse is none")
     min_pairs = values.get("min_pairs", 1)
     if not isinstance(min_pairs, int) or isinstance(min_pairs, bool) or min_pairs < 1:
         raise ValueError(f"{path}: min_pairs is {min_pairs!r}; give a whole number from 1")
+    confidence = _confidence(values.get("confidence", 0.95), str(path))
+    held_out = values.get("held_out", True)
+    if not isinstance(held_out, bool):
+        raise ValueError(f"{path}: held_out is {held_out!r}; give true or false")
     return Gate(
         name=path.name,
         digest=hashlib.sha256(data).hexdigest(),
         min_pairs=min_pairs,
-        rules=tuple(_rule_of(number, rule, path) for number, rule in enumerate(rules, start=1)),
+        held_out=held_out,
+        rules=tuple(_rule_of(number, rule, path, confidence) for number, rule in enumerate(rules, start=1)),
     )
 
 
-def _rule_of(number: int, values: Any, path: Path) -> Rule:
+def _confidence(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{where}: confidence is {value!r}; give 0.95, or 0 for the mean alone to decide")
+    return float(value)
+
+
+def _rule_of(number: int, values: Any, path: Path, confidence: float) -> Rule:
     where = f"{path}: rule {number}"
     if not isinstance(values, dict):
         raise ValueError(f"{where} is no table; write [[rule]]")
-    unknown = sorted(set(values) - {"measure", "than", "why", *LIMITS})
+    unknown = sorted(set(values) - {"measure", "than", "why", "confidence", *LIMITS})
     if unknown:
         raise ValueError(f"{where}: unknown {', '.join(unknown)}")
     measure, than = values.get("measure"), values.get("than")
@@ -185,4 +247,11 @@ def _rule_of(number: int, values: Any, path: Path) -> Rule:
         raise ValueError(
             f"{where} ({measure}): than is {than!r}; give one of {', '.join((*BASELINES, CHAMPION))}"
         )
-    return Rule(measure=measure, limit=limit, number=float(value), than=than, why=str(values.get("why", "")))
+    return Rule(
+        measure=measure,
+        limit=limit,
+        number=float(value),
+        confidence=_confidence(values.get("confidence", confidence), where),
+        than=than,
+        why=str(values.get("why", "")),
+    )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 import click
 
-from infra import evaluations, promotions, registry, tracking_server
+from infra import evaluations, promotions, registry, tracking_server, training_runs
 from infra.promotions import Grounds
 from infra.registry import RegisteredVersion
 from pipelines.console import GateRefused, Stage, say
 from pipelines.gate import Finding, Gate, load_gate
+from pipelines.models import resolve_model
 
 model_option = click.option(
     "--model", "model_name", default=registry.DEFAULT_MODEL, show_default=True, help="The registered model."
@@ -33,8 +36,8 @@ def promote(
     """Make VERSION the champion, if the gate agrees.
 
     VERSION is a number or an alias. It must have been evaluated with `nst evaluate`; its figures are held
-    against the gate's rules: fixed limits, the baselines of the same evaluation, and the champion.
-    Exit code 3: the gate said no.
+    against the gate's rules: fixed limits, the baselines of the same evaluation, and the champion's figures
+    of the same pairs. Exit code 3: the gate said no.
 
     \b
     Examples:
@@ -47,8 +50,7 @@ def promote(
     tracking_server.check()
     gate = load_gate(gate_path)
     candidate = _candidate(version, model_name)
-    if not dry_run:
-        promotions.repair(model_name)
+    known = promotions.events(model_name) if dry_run else promotions.repair(model_name)
     champion = registry.champion(model_name)
     result: dict[str, Any] = {
         "model": model_name,
@@ -56,10 +58,10 @@ def promote(
         "champion": champion.version if champion else None,
         "promoted": False,
     }
-    if champion is not None and champion.version == candidate.version:
+    if champion and champion.version == candidate.version == promotions.recorded_champion(known):
         say(f"{candidate} is the champion already")
         return result
-    findings = _examine(candidate, champion, gate, force)
+    evaluation, findings = _examine(candidate, champion, gate, force)
     failed = [finding for finding in findings if not finding.passed]
     result["findings"] = [{"passed": finding.passed, "text": str(finding)} for finding in findings]
     for finding in findings:
@@ -70,6 +72,7 @@ def promote(
             + "; ".join(str(finding) for finding in failed),
             result,
         )
+    resolve_model(str(candidate))  # is it what was registered and measured, and does it still draw the same?
     if dry_run:
         say(f"{candidate} would become the champion{_after(champion)}; nothing was changed (--dry-run)")
         return result
@@ -77,13 +80,15 @@ def promote(
         reason=reason,
         gate=gate.name,
         gate_digest=gate.digest,
+        evaluation=evaluations.evaluation_digest(evaluation) if evaluation else "",
+        evaluation_set=evaluations.evaluation_set_digest(evaluation) if evaluation else "",
         is_forced=force and bool(failed or not findings),
         findings=tuple(f"{'ok' if finding.passed else 'NO'} {finding}" for finding in findings),
-        figures={
-            finding.rule.measure: finding.value for finding in findings if finding.value == finding.value
-        },
+        figures={finding.rule.measure: finding.value for finding in findings if not isnan(finding.value)},
     )
-    event = promotions.move_champion(model_name, candidate.version, kind="promote", grounds=grounds)
+    event = promotions.move_champion(
+        model_name, candidate.version, kind="promote", grounds=grounds, known=known
+    )
     say(f"{candidate} is the champion{_after(champion)}{' (forced)' if event.grounds.is_forced else ''}")
     return {**result, "promoted": True, "forced": event.grounds.is_forced, "event": event.digest}
 
@@ -96,20 +101,21 @@ def _candidate(version: str, model_name: str) -> RegisteredVersion:
 
 def _examine(
     candidate: RegisteredVersion, champion: RegisteredVersion | None, gate: Gate, force: bool
-) -> list[Finding]:
-    """The gate's findings. With `force` an evaluation that is missing or cannot be compared gives none."""
+) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """The candidate's evaluation and what the gate finds. With `force` an evaluation that is missing or
+    cannot be compared gives nothing."""
     try:
-        found = _evaluation_of(candidate)
-        of_champion = _evaluation_of(champion) if champion and gate.compares_with_champion else None
-        return gate.check(found, of_champion)
+        found = _evaluation_of(candidate, gate)
+        of_champion = _evaluation_of(champion, gate) if champion and gate.compares_with_champion else None
+        return found, gate.check(found, of_champion)
     except ValueError as error:
         if not force:
             raise
         say(f"  --  not checked: {error}")
-        return []
+        return None, []
 
 
-def _evaluation_of(version: RegisteredVersion) -> dict[str, Any]:
+def _evaluation_of(version: RegisteredVersion, gate: Gate) -> dict[str, Any]:
     found = evaluations.evaluation(version)
     if found is None:
         raise ValueError(
@@ -118,7 +124,20 @@ def _evaluation_of(version: RegisteredVersion) -> dict[str, Any]:
         )
     if found["model_digest"] != version.digest:
         raise ValueError(f"the evaluation recorded for {version} is of another model; evaluate it again")
+    if gate.held_out:
+        _require_unseen(version, found["evaluation_set"])
     return found
+
+
+def _require_unseen(version: RegisteredVersion, evaluation_set: Mapping[str, Any]) -> None:
+    """Raises ValueError if the pictures measured on are those of a corpus that the version was trained on."""
+    run = training_runs.find_run(version.run_id) if version.run_id else None
+    for corpus in run.corpora if run else ():
+        if corpus.digest in (evaluation_set["content_digest"], evaluation_set["style_digest"]):
+            raise ValueError(
+                f"{version} was evaluated on {corpus.uri}, which it was trained on; evaluate it on pictures "
+                "that it never saw, or write held_out = false into a gate of your own"
+            )
 
 
 def _after(champion: RegisteredVersion | None) -> str:
@@ -131,27 +150,32 @@ def _after(champion: RegisteredVersion | None) -> str:
 def rollback(model_name: str, reason: str) -> dict[str, Any]:
     """Bring the previous champion back.
 
-    The two change places, so that a second rollback undoes the first. No gate is asked.
+    No gate is asked. Each rollback takes one promotion back: after 1, 2 and 3 were promoted, the first brings
+    2 back and the second 1. What was rolled back can be promoted again.
 
     \b
     Examples:
       nst rollback --reason "4 smears faces"
     """
     tracking_server.check()
-    promotions.repair(model_name)
-    previous, champion = (
-        registry.with_alias(model_name, alias) for alias in (registry.PREVIOUS, registry.CHAMPION)
-    )
-    if previous is None:
-        raise ValueError(f"{model_name} has no previous champion to bring back; `nst history` shows what was")
-    event = promotions.move_champion(
-        model_name, previous.version, kind="rollback", grounds=Grounds(reason=reason)
-    )
-    say(f"{previous} is the champion again{_after(champion) if champion else ''}")
+    registry.list_versions(model_name)  # says so if there is no such model
+    target = promotions.previous_version(promotions.repair(model_name))
+    if target is not None:
+        resolve_model(f"models:/{model_name}/{target}")  # out of the frying pan, but not into the fire
+    event = promotions.roll_back(model_name, reason)
+    before = promotions.previous_version(promotions.events(model_name))
+    if event.was_moved_by_hand:
+        say(
+            f"the champion had been moved by hand to {event.from_version or 'nothing'}; "
+            f"by the history it was {event.recorded_version}"
+        )
+    say(f"models:/{model_name}/{event.to_version} is the champion again in place of {event.from_version}")
+    say(f"another rollback would bring {before} back" if before else "no champion came before it")
     return {
         "model": model_name,
-        "version": previous.version,
-        "previous": champion.version if champion else None,
+        "version": event.to_version,
+        "rolled_back": event.from_version,
+        "previous": before,
         "event": event.digest,
     }
 

@@ -1,177 +1,54 @@
-"""The gate and the verbs promote, rollback and history: what they let pass, refuse, say and leave behind."""
+"""The verbs promote, rollback and history: what they let pass, refuse, say and leave behind."""
 
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from infra import evaluations, promotions, publishing, registry, tracking_server
+from infra import evaluations, promotions, registry, tracking, tracking_server
 from infra.promotions import Grounds, move_champion
-from infra.publishing import ModelInterface
+from infra.registry import RegisteredVersion
 from pipelines.cli import main
 from pipelines.gate import load_gate
-
-# Means over 24 pairs of photographs and paintings at 256 px, as nst.metrics gave them.
-MEASURES = (
-    "content_distance",
-    "edge_ssim",
-    "style_distance",
-    "hist_style",
-    "checkerboard",
-    "style_sensitivity",
-)
-BASELINES = {
-    "content": (0.000, 1.000, 0.162, 0.712, -0.111, 0.000),
-    "style": (0.997, 0.195, 0.000, 0.000, -0.071, 0.208),
-    "color_transfer": (0.011, 0.897, 0.118, 0.541, -0.111, 0.125),
-}
-BAD_MODELS = {
-    "gives the content back": (
-        (0.000, 1.000, 0.162, 0.712, -0.111, 0.000),
-        {"style_distance", "style_sensitivity"},
-    ),
-    "copies the style": ((0.997, 0.195, 0.000, 0.000, -0.071, 0.208), {"content_distance", "edge_ssim"}),
-    "makes noise": (
-        (0.983, 0.032, 0.613, 0.851, -0.061, 0.256),
-        {"content_distance", "edge_ssim", "style_distance"},
-    ),
-    "makes grey": (
-        (0.931, 0.134, 0.373, 0.923, 0.000, 0.000),
-        {"content_distance", "edge_ssim", "style_distance", "style_sensitivity"},
-    ),
-    "one look for all styles": ((0.300, 0.600, 0.130, 0.600, -0.100, 0.005), {"style_sensitivity"}),
-    "leaves a grid": ((0.300, 0.600, 0.100, 0.500, 0.600, 0.120), {"checkerboard"}),
-    "is undefined": (
-        (math.nan,) * 6,
-        {"content_distance", "edge_ssim", "style_distance", "style_sensitivity"},
-    ),
-}
-GOOD = (0.300, 0.600, 0.100, 0.500, -0.050, 0.120)
-
-
-def measures_of(means: tuple[float, ...]) -> dict[str, Any]:
-    return {key: {"mean": mean, "low": mean, "high": mean} for key, mean in zip(MEASURES, means, strict=True)}
-
-
-def evaluation_of(means: tuple[float, ...], digest: str | None = "", **evaluation_set: Any) -> dict[str, Any]:
-    known = {"content_digest": "c", "style_digest": "s", "num_pairs": 24, "seed": 0, "size": 256}
-    return {
-        "measures": measures_of(means),
-        "baselines": {name: measures_of(figures) for name, figures in BASELINES.items()},
-        "evaluation_set": {**known, **evaluation_set},
-        "model_digest": digest,
-    }
-
-
-@pytest.mark.parametrize("name", BAD_MODELS)
-def test_the_gate_refuses_what_is_no_stylization(name: str) -> None:
-    means, expected = BAD_MODELS[name]
-    failed = {
-        finding.rule.measure
-        for finding in load_gate().check(evaluation_of(means), None)
-        if not finding.passed
-    }
-    assert failed >= expected
-
-
-def test_the_gate_lets_a_stylization_pass() -> None:
-    findings = load_gate().check(evaluation_of(GOOD), None)
-    assert [str(finding) for finding in findings if not finding.passed] == []
-    assert "champion" not in " ".join(str(finding) for finding in findings)
-
-
-def test_the_gate_compares_with_the_champion() -> None:
-    gate = load_gate()
-    worse = (0.300, 0.600, 0.118, 0.500, -0.050, 0.120)
-    (failed,) = [f for f in gate.check(evaluation_of(worse), evaluation_of(GOOD)) if not f.passed]
-    assert str(failed) == (
-        "style_distance is 0.118, must be at most 0.115 (0.015 more than the champion): 0.003 too high "
-        "- not clearly further from the style than the version in use"
-    )
-    assert all(f.passed for f in gate.check(evaluation_of(GOOD), evaluation_of(worse)))
-    with pytest.raises(ValueError, match=r"different sets \(seed 0 and 1\); evaluate both"):
-        gate.check(evaluation_of(GOOD), evaluation_of(GOOD, seed=1))
-    with pytest.raises(ValueError, match=r"has 3 pairs and gate\.toml asks for 8"):
-        gate.check(evaluation_of(GOOD, num_pairs=3), None)
-
-
-def test_a_measure_that_is_missing_fails() -> None:
-    evaluation = evaluation_of(GOOD)
-    del evaluation["measures"]["style_distance"]
-    del evaluation["baselines"]["style"]["edge_ssim"]
-    failed = [str(finding) for finding in load_gate().check(evaluation, None) if not finding.passed]
-    assert failed == [
-        "style_distance was not measured",
-        "edge_ssim is 0.600, but was not measured for a copy of the style",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", r"a gate that cannot refuse is none"),
-        ("min_pair = 3", "unknown min_pair"),
-        ("= 3", "is not TOML"),
-        ("[[rule]]\nmeasure = 'a'", "has 0 limits"),
-        ("[[rule]]\nmeasure = 'a'\nmax = 1\nmin = 0", "has 2 limits"),
-        ("[[rule]]\nmeasure = 'a'\nmax = nan", "max is nan"),
-        ("[[rule]]\nmeasure = 'a'\nmax = '1'", "max is '1'"),
-        ("[[rule]]\nmeasure = 'a'\nmax_times = 1\nthan = 'nobody'", "than is 'nobody'"),
-        ("[[rule]]\nmeasure = 'a'\nmax_times = 1", "than is None"),
-        ("[[rule]]\nmeasure = 'a'\nmax = 1\nthan = 'content'", "write max_times or max_plus"),
-        ("[[rule]]\nmax = 1", "names no measure"),
-        ("[[rule]]\nmeasure = 'a'\nmax = 1\nmaximum = 1", "unknown maximum"),
-        ("min_pairs = 0\n[[rule]]\nmeasure = 'a'\nmax = 1", "min_pairs is 0"),
-    ],
-)
-def test_a_gate_file_with_a_mistake_is_no_gate(tmp_path: Path, text: str, expected: str) -> None:
-    path = tmp_path / "gate.toml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=expected):
-        load_gate(path)
+from pipelines.registration import register_checkpoint
+from tests.checkpoints import tiny_checkpoint
+from tests.evaluations import BAD_MODELS, GOOD, evaluation_of
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    tracking_server.client(uri)
-    return uri
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RegisteredVersion]]:
+    """Three registered versions, in a store of their own."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(promotions, "SECONDS_TO_MOVE", 0.0)
+        for seed in range(3):
+            register_checkpoint(tiny_checkpoint(folder / str(seed), seed), model_name="shared")
+        yield registry.list_versions("shared")[::-1]
 
 
 @pytest.fixture
-def model(store: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A registered model with the versions 1, 2 and 3; 1 and 2 are evaluated and good."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setattr(promotions, "SECONDS_TO_MOVE", 0.0)
-    name = request.node.name
-    code = tmp_path / "code.py"
-    code.write_text(
-        "import pandas\nfrom mlflow.models import set_model\nfrom mlflow.pyfunc.model import PythonModel\n"
-        "class Nothing(PythonModel):\n"
-        "    def predict(self, context, model_input: pandas.DataFrame, params=None):\n"
-        "        return model_input\n"
-        "set_model(Nothing())\n"
-    )
-    for version in (1, 2, 3):
-        (tmp_path / "model.safetensors").write_text(str(version))
-        (tmp_path / "config.json").write_text("{}")
-        publishing.register(
-            tmp_path,
-            digest=f"digest {version}",
-            python_model_path=code,
-            code_paths=[],
-            pip_requirements=["pandas"],
-            interface=ModelInterface(inputs=("content",), outputs=("content",)),
-            name=name,
-        )
+def model(store: list[RegisteredVersion], request: pytest.FixtureRequest) -> str:
+    """A registered model of its own with those versions as 1, 2 and 3; 1 and 2 are evaluated and good."""
+    name, client = request.node.name, tracking_server.client()
+    client.create_registered_model(name)
+    for shared in store:
+        client.create_model_version(name, shared.source, shared.run_id, shared.tags, model_id=shared.model_id)
+    registry.set_alias(name, registry.CHALLENGER, 3)
     for version in (1, 2):
-        evaluations.record_evaluation(name, version, evaluation_of(GOOD, f"digest {version}"))
+        record(name, version, GOOD)
     return name
+
+
+def record(model: str, version: int, means: tuple[float, ...]) -> None:
+    digest = registry.get_version(model, version).digest
+    evaluations.record_evaluation(model, version, evaluation_of(means, digest))
 
 
 def run(*arguments: str) -> Result:
@@ -208,9 +85,15 @@ def test_promote_rollback_history(model: str) -> None:
 
     again = run("promote", "2", "--model", model, "--json")
     assert (again.exit_code, answer(again)["promoted"]) == (0, False)
-    for expected in ({"champion": 1, "previous": 2}, {"champion": 2, "previous": 1}):
-        assert run("rollback", "--model", model, "--reason", "faces smear").exit_code == 0
-        assert aliases(model) == expected
+    back = run("rollback", "--model", model, "--reason", "faces smear")
+    assert back.exit_code == 0, back.output
+    assert back.stdout == (
+        f"models:/{model}/1 is the champion again in place of 2\nno champion came before it\n"
+    )
+    assert aliases(model) == {"champion": 1}
+    assert "there is nothing before version 1" in run("rollback", "--model", model).stderr
+    assert run("promote", "2", "--model", model).exit_code == 0
+    assert aliases(model) == {"champion": 2, "previous": 1}
 
     shown = run("history", "--model", model, "--json")
     assert shown.exit_code == 0, shown.output
@@ -230,7 +113,7 @@ def test_promote_rollback_history(model: str) -> None:
 def test_a_refusal_names_the_measure_and_moves_nothing(model: str) -> None:
     assert run("promote", "1", "--model", model).exit_code == 0
     means, _ = BAD_MODELS["gives the content back"]
-    evaluations.record_evaluation(model, 3, evaluation_of(means, "digest 3"))
+    record(model, 3, means)
     before = aliases(model)
     refused = run("promote", "3", "--model", model, "--json")
     assert refused.exit_code == 3
@@ -271,6 +154,20 @@ def test_mistakes_exit_with_2_and_the_remedy(model: str, tmp_path: Path) -> None
     assert f"models:/{model}/3 was not evaluated" in result.stderr, (
         "the champion's own figures are needed too"
     )
+
+
+def test_figures_of_pictures_that_were_trained_on_count_for_nothing(
+    model: str, store: list[RegisteredVersion]
+) -> None:
+    with tracking.TrackedRun.start(name="trained") as run_of:
+        run_of.log_corpus("paintings", "s3://data/paintings", "s", context="style")
+    client, known = tracking_server.client(), store[0]
+    client.create_model_version(model, known.source, run_of.run_id, known.tags, model_id=known.model_id)
+    record(model, 4, GOOD)
+    refused = run("promote", "4", "--model", model)
+    assert refused.exit_code == 2
+    assert f"{model}/4 was evaluated on s3://data/paintings, which it was trained on" in refused.stderr
+    assert run("promote", "1", "--model", model).exit_code == 0
 
 
 def test_history_shows_what_was_done_behind_its_back(model: str) -> None:

@@ -1,0 +1,115 @@
+"""The promotion gate: what it lets pass, what it refuses, and what it says."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from pipelines.gate import load_gate
+from tests.evaluations import BAD_MODELS, GOOD, evaluation_of
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_it_refuses_what_is_no_stylization(name: str) -> None:
+    means, expected = BAD_MODELS[name]
+    findings = load_gate().check(evaluation_of(means), None)
+    assert {finding.rule.measure for finding in findings if not finding.passed} >= expected
+
+
+def test_it_lets_a_stylization_pass() -> None:
+    findings = load_gate().check(evaluation_of(GOOD), None)
+    assert [str(finding) for finding in findings if not finding.passed] == []
+    assert "champion" not in " ".join(str(finding) for finding in findings)
+
+
+def test_it_compares_with_the_champion() -> None:
+    gate = load_gate()
+    worse = (0.300, 0.600, 0.1075, 0.500, -0.050, 0.120)
+    better = (0.300, 0.600, 0.090, 0.500, -0.050, 0.120)
+    (failed,) = [f for f in gate.check(evaluation_of(worse), evaluation_of(better)) if not f.passed]
+    assert str(failed) == (
+        "style_distance is 0.107, must be at most 0.105 (0.015 more than the champion): 0.003 too high "
+        "- not clearly further from the style than the version in use"
+    )
+    assert all(f.passed for f in gate.check(evaluation_of(better), evaluation_of(worse)))
+    with pytest.raises(ValueError, match=r"different sets \(seed 0 and 1\); evaluate both"):
+        gate.check(evaluation_of(GOOD), evaluation_of(GOOD, seed=1))
+    with pytest.raises(ValueError, match=r"has 3 pairs and gate\.toml asks for 8"):
+        gate.check(evaluation_of(GOOD, num_pairs=3), None)
+
+
+SLIGHTLY_BETTER = (0.300, 0.600, 0.112, 0.500, -0.050, 0.120)
+COLORS_RULE = (
+    "[[rule]]\nmeasure = 'style_distance'\nmax_times = 0.98\nthan = 'color_transfer'\nwhy = 'textures'\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "spread", "passed"),
+    [
+        (COLORS_RULE, 0.0, True),
+        (COLORS_RULE, 0.02, False),
+        (f"confidence = 0.999\n{COLORS_RULE}", 0.014, False),
+        (f"confidence = 0.5\n{COLORS_RULE}", 0.014, True),
+        (f"{COLORS_RULE}confidence = 0", 0.02, True),
+    ],
+)
+def test_what_chance_may_have_brought_is_no_proof(
+    tmp_path: Path, text: str, spread: float, passed: bool
+) -> None:
+    """The same mean, a little within the limit: the pairs agree, or scatter, and the gate is more or less
+    strict."""
+    (tmp_path / "gate.toml").write_text(text)
+    evaluation = evaluation_of(SLIGHTLY_BETTER, spread=spread)
+    (finding,) = load_gate(tmp_path / "gate.toml").check(evaluation, None)
+    assert finding.passed == passed
+    assert str(finding).startswith(
+        "style_distance is 0.112, must be at most 0.116 (0.98 times a mere transfer of colours)"
+    )
+    if not passed:
+        assert ": it is, but 24 pairs leave room for -0.0" in str(finding)
+        assert str(finding).endswith("of that; measure more pairs - textures")
+
+
+def test_a_measure_that_is_missing_fails() -> None:
+    evaluation = evaluation_of(GOOD)
+    del evaluation["measures"]["style_distance"]
+    del evaluation["baselines"]["style"]["edge_ssim"]
+    evaluation["measures"]["checkerboard"]["values"][3] = math.nan
+    failed = [str(finding) for finding in load_gate().check(evaluation, None) if not finding.passed]
+    assert failed == [
+        "style_distance was not measured",
+        "style_distance was not measured",
+        "edge_ssim is 0.600, but was not measured for a copy of the style",
+        "checkerboard was not measured",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", r"a gate that cannot refuse is none"),
+        ("min_pair = 3", "unknown min_pair"),
+        ("= 3", "is not TOML"),
+        ("[[rule]]\nmeasure = 'a'", "has 0 limits"),
+        ("[[rule]]\nmeasure = 'a'\nmax = 1\nmin = 0", "has 2 limits"),
+        ("[[rule]]\nmeasure = 'a'\nmax = nan", "max is nan"),
+        ("[[rule]]\nmeasure = 'a'\nmax = '1'", "max is '1'"),
+        ("[[rule]]\nmeasure = 'a'\nmax_times = 1\nthan = 'nobody'", "than is 'nobody'"),
+        ("[[rule]]\nmeasure = 'a'\nmax_times = 1", "than is None"),
+        ("[[rule]]\nmeasure = 'a'\nmax = 1\nthan = 'content'", "write max_times or max_plus"),
+        ("[[rule]]\nmax = 1", "names no measure"),
+        ("[[rule]]\nmeasure = 'a'\nmax = 1\nmaximum = 1", "unknown maximum"),
+        ("min_pairs = 0\n[[rule]]\nmeasure = 'a'\nmax = 1", "min_pairs is 0"),
+        ("confidence = 95\n[[rule]]\nmeasure = 'a'\nmax = 1", "confidence is 95; give 0.95"),
+        ("[[rule]]\nmeasure = 'a'\nmax = 1\nconfidence = 1", "confidence is 1; give 0.95"),
+        ("held_out = 1\n[[rule]]\nmeasure = 'a'\nmax = 1", "held_out is 1; give true or false"),
+    ],
+)
+def test_a_file_with_a_mistake_is_no_gate(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "gate.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=expected):
+        load_gate(path)
