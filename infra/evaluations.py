@@ -14,7 +14,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from infra import registry, tracking_server
+from infra import registry, s3, tracking_server
 from infra.registry import RegisteredVersion
 from infra.run_delivery import MAX_DIGEST_CHARACTERS
 
@@ -82,7 +82,8 @@ def _log_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes], fo
     with tempfile.TemporaryDirectory(prefix="nst-evaluation-") as temporary:
         for name, data in files.items():
             Path(temporary, name).write_bytes(data)
-        client.log_artifacts(run_id, temporary, folder)
+        with s3.errors(folder):
+            client.log_artifacts(run_id, temporary, folder)
 
 
 def evaluation(version: RegisteredVersion) -> dict[str, Any] | None:
@@ -96,7 +97,7 @@ def evaluation(version: RegisteredVersion) -> dict[str, Any] | None:
         return None
     path, _, digest = tag.partition(" ")
     try:
-        with tempfile.TemporaryDirectory(prefix="nst-evaluation-") as folder:
+        with tempfile.TemporaryDirectory(prefix="nst-evaluation-") as folder, s3.errors(path):
             text = Path(tracking_server.client().download_artifacts(version.run_id, path, folder)).read_text()
     except (MlflowException, OSError) as error:
         raise OSError(f"{version}: cannot read its evaluation {path} ({error})") from error

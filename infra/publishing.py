@@ -17,7 +17,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from infra import model_files, registry, scratch, tracking_server
+from infra import model_files, registry, s3, scratch, tracking_server
 from infra.registry import RegisteredVersion
 from infra.tracking import DEFAULT_EXPERIMENT
 
@@ -113,7 +113,8 @@ def register(
             if card:
                 (model_dir / CARD).write_text(card)
             artifacts_digest = model_files.write_manifest(model_dir)
-            client.log_model_artifacts(logged.model_id, str(model_dir))
+            with s3.errors(logged.artifact_location):
+                client.log_model_artifacts(logged.model_id, str(model_dir))
     except BaseException:
         with contextlib.suppress(MlflowException, OSError):
             client.finalize_logged_model(logged.model_id, "FAILED")

@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from infra import model_files, tracking_server
+from infra import model_files, s3, tracking_server
 
 DEFAULT_MODEL = "nst"
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
@@ -151,11 +151,12 @@ def download(version: RegisteredVersion, destination_dir: str | Path) -> str:
     """
     client = tracking_server.client()
     try:
-        folder = mlflow.artifacts.download_artifacts(
-            artifact_uri=client.get_model_version_download_uri(version.name, str(version.version)),
-            dst_path=str(Path(destination_dir, "model")),
-            tracking_uri=tracking_server.tracking_uri(),
-        )
+        with s3.errors(version.source):  # a client may have to go to the bucket itself
+            folder = mlflow.artifacts.download_artifacts(
+                artifact_uri=client.get_model_version_download_uri(version.name, str(version.version)),
+                dst_path=str(Path(destination_dir, "model")),
+                tracking_uri=tracking_server.tracking_uri(),
+            )
     except (MlflowException, OSError) as error:
         raise OSError(f"{version}: cannot download {version.source} ({error})") from error
     if version.artifacts_digest is not None:

@@ -5,18 +5,25 @@ Where it is: MLFLOW_TRACKING_URI; unset, a SQLite file and a folder under `./.ns
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import mlflow.store.db_migrations
 import mlflow.tracking
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 SECONDS_TO_CHECK = 10.0
+
+# In what MLflow says, and what Alembic says behind it, of a database that is not of this version.
+SCHEMA_REVISION = re.compile(r"(?:database schema \(found version|locate revision identified by) '?(\w+)")
 
 # The server understood and said no; sending the same again changes nothing.
 REFUSALS = {
@@ -133,10 +140,23 @@ def as_user_error(uri: str, cause: Exception | str) -> ValueError:
     elif code in ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"):
         remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         text = "it does not let us in"
-    elif "out-of-date database schema" in text:
-        remedy = f"run `mlflow db upgrade {shown(uri)}` after making a copy"
-        text = "its database is of another version of MLflow"
+    elif schema := SCHEMA_REVISION.search(text):
+        text, remedy = _of_schema(uri, schema[1])
     return ValueError(f"MLflow at {shown(uri)}: {in_short(text.replace(uri, shown(uri)))}; {remedy}")
+
+
+def _of_schema(uri: str, revision: str) -> tuple[str, str]:
+    """What to do about a database that MLflow has not brought up to date by itself, as it does with most."""
+    schemas = Path(str(mlflow.store.db_migrations.__file__)).with_name("versions")
+    if any(schemas.glob(f"{revision}_*.py")):
+        return (
+            "its database is of an older version of MLflow",
+            f"run `mlflow db upgrade {shown(uri)}` after making a copy",
+        )
+    return (
+        f"its database is of a newer version of MLflow than {mlflow.__version__}, which is installed here",
+        "install that newer version, or go back to a copy of the database from before",
+    )
 
 
 def experiment_id(mlflow_client: mlflow.tracking.MlflowClient, name: str) -> str:
@@ -171,6 +191,22 @@ def outage(error: Exception) -> str | None:
     else:
         is_outage = not isinstance(error, (FileNotFoundError, LookupError, TypeError, ValueError))
     return in_short(str(error)) if is_outage else None
+
+
+@contextlib.contextmanager
+def outages_told(consolation: str) -> Iterator[None]:
+    """Within it (or in a function that it decorates) a server that goes away is told in one line.
+
+    Raises:
+        OSError: the server did not answer; `consolation` says what then.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        cause = outage(error)
+        if cause is None:
+            raise
+        raise OSError(f"MLflow at {shown(tracking_uri())} went away ({cause}); {consolation}") from error
 
 
 def in_short(text: str) -> str:

@@ -30,6 +30,7 @@ reason_option = click.option("--reason", default="", metavar="TEXT", help="Kept 
 @click.option("--dry-run", is_flag=True, help="Check only; nothing moves.")
 @click.option("--force", is_flag=True, help="Promote in spite of the gate; needs --reason, and is recorded.")
 @reason_option
+@tracking_server.outages_told("the same command completes what was begun")
 def promote(
     version: str, model_name: str, gate_path: str | None, dry_run: bool, force: bool, reason: str
 ) -> dict[str, Any]:
@@ -147,6 +148,7 @@ def _after(champion: RegisteredVersion | None) -> str:
 @click.command(cls=Stage)
 @model_option
 @reason_option
+@tracking_server.outages_told("the same command completes what was begun")
 def rollback(model_name: str, reason: str) -> dict[str, Any]:
     """Bring the previous champion back.
 

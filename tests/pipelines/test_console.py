@@ -42,6 +42,24 @@ def test_a_failed_stage_still_prints_what_it_did(error, exit_code):
     assert json.loads(result.stdout.splitlines()[-1])["num"] == 1
 
 
+def test_where_nobody_reads_any_more_the_work_goes_on():
+    script = """
+import click
+from pipelines.console import Stage, say
+
+@click.command(cls=Stage)
+def work():
+    for _ in range(20_000):
+        say("a line")
+    click.echo("all done", err=True)
+
+work()
+"""
+    command = ["bash", "-c", '"$0" -c "$1" | head -1', sys.executable, script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("a line\n", "all done\n")
+
+
 def test_our_own_value_error_is_the_users_mistake():
     result = run(lambda: preset("gigantic"))
     assert result.exit_code == 2
