@@ -140,9 +140,13 @@ def _print_traceback(error: Exception) -> None:
 
 
 def say(text: str = "") -> None:
-    """One line for a person, above a progress bar where there is one."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    """One line for a person, above a progress bar where there is one. Where nobody reads any more (`| head`)
+    the work goes on."""
+    try:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer too
 
 
 class Progress:
