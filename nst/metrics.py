@@ -30,6 +30,7 @@ LOWER_IS_BETTER = {
     "hist_content": True,
     "style_distance": True,
     "hist_style": True,
+    "structure_copied": True,
     "checkerboard": True,
     "border_error": True,
     "style_sensitivity": False,
@@ -132,6 +133,15 @@ def content_distance(stylized: Tensor, content: Tensor) -> Tensor:
         if level >= 2:
             distances += [1 - _correlation(*lows), 1 - _correlation(*edges)]
     return torch.stack(distances).mean(dim=0).clamp(min=0)
+
+
+def structure_copied(stylized: Tensor, style: Tensor) -> Tensor:
+    """How much of the style picture's own structure shows in the result: about 0 none, 1 a copy. A double
+    exposure of content and style has it, which statistics of colours and textures take for style.
+
+    `1 - content_distance` to the style, which may be of another size.
+    """
+    return 1 - content_distance(stylized, style_copy(stylized, check_pictures(style, "style")))
 
 
 def _gaussian(maps: Tensor) -> Tensor:
@@ -302,6 +312,7 @@ def pair_measures(stylized: Tensor, content: Tensor, style: Tensor) -> dict[str,
         "hist_content": histogram_distance(stylized, content),
         "style_distance": style_distance(stylized, style),
         "hist_style": histogram_distance(stylized, style),
+        "structure_copied": structure_copied(stylized, style),
         "checkerboard": checkerboard(stylized),
         "border_error": border_error(stylized, content),
     }

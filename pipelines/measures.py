@@ -63,6 +63,7 @@ MEANINGS: dict[About, dict[str, str]] = {
         "content_r41": "VGG-19 relu4_1, likewise.",
     },
     "artefacts": {
+        "structure_copied": "Structure of the style picture itself, as in a double exposure; 1 a copy.",
         "checkerboard": "Grids from upsampling: energy at periods of 2 and 4 px, log10.",
         "border_error": "Change near the border over change inside; 1 is even.",
         "shift_consistency": "How much a picture changes where its content is only moved by a few pixels.",

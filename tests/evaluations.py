@@ -19,35 +19,40 @@ MEASURES = (
     "hist_style",
     "checkerboard",
     "style_sensitivity",
+    "structure_copied",
 )
 BASELINES = {
-    "content": (0.000, 1.000, 0.162, 0.712, -0.111, 0.000),
-    "style": (0.997, 0.195, 0.000, 0.000, -0.071, 0.208),
-    "color_transfer": (0.011, 0.897, 0.118, 0.541, -0.111, 0.125),
+    "content": (0.000, 1.000, 0.162, 0.712, -0.111, 0.000, 0.035),
+    "style": (0.997, 0.195, 0.000, 0.000, -0.071, 0.208, 1.000),
+    "color_transfer": (0.011, 0.897, 0.118, 0.541, -0.111, 0.125, 0.034),
 }
 BAD_MODELS = {
     "gives the content back": (
-        (0.000, 1.000, 0.162, 0.712, -0.111, 0.000),
+        (0.000, 1.000, 0.162, 0.712, -0.111, 0.000, 0.035),
         {"style_distance", "style_sensitivity"},
     ),
-    "moves the colours": ((0.011, 0.897, 0.118, 0.541, -0.111, 0.125), {"style_distance"}),
-    "copies the style": ((0.997, 0.195, 0.000, 0.000, -0.071, 0.208), {"content_distance", "edge_ssim"}),
+    "moves the colours": ((0.011, 0.897, 0.118, 0.541, -0.111, 0.125, 0.034), {"style_distance"}),
+    "copies the style": (
+        (0.997, 0.195, 0.000, 0.000, -0.071, 0.208, 1.000),
+        {"content_distance", "structure_copied"},
+    ),
     "makes noise": (
-        (0.983, 0.032, 0.613, 0.851, -0.061, 0.256),
+        (0.983, 0.032, 0.613, 0.851, -0.061, 0.256, 0.020),
         {"content_distance", "edge_ssim", "style_distance"},
     ),
     "makes grey": (
-        (0.931, 0.134, 0.373, 0.923, 0.000, 0.000),
+        (0.931, 0.134, 0.373, 0.923, 0.000, 0.000, 0.069),
         {"content_distance", "edge_ssim", "style_distance", "style_sensitivity"},
     ),
-    "one look for all styles": ((0.300, 0.600, 0.110, 0.600, -0.100, 0.005), {"style_sensitivity"}),
-    "leaves a grid": ((0.300, 0.600, 0.100, 0.500, 0.600, 0.120), {"checkerboard"}),
+    "one look for all styles": ((0.300, 0.600, 0.110, 0.600, -0.100, 0.005, 0.035), {"style_sensitivity"}),
+    "leaves a grid": ((0.300, 0.600, 0.100, 0.500, 0.600, 0.120, 0.035), {"checkerboard"}),
+    "exposes both": ((0.344, 0.458, 0.110, 0.650, -0.095, 0.104, 0.672), {"structure_copied"}),
     "is undefined": (
-        (math.nan,) * 6,
+        (math.nan,) * 7,
         {"content_distance", "edge_ssim", "style_distance", "style_sensitivity"},
     ),
 }
-GOOD = (0.300, 0.600, 0.100, 0.500, -0.050, 0.120)
+GOOD = (0.300, 0.600, 0.100, 0.500, -0.050, 0.120, 0.034)
 
 
 def measures_of(means: tuple[float, ...], spread: float = 0.0, seed: int = 0) -> dict[str, Any]:

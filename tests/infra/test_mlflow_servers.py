@@ -140,7 +140,7 @@ def test_the_wheels_postgres_lets_nobody_in_without_the_password() -> None:
         server.execute("SELECT 1")
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_registry_outlives_its_server(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

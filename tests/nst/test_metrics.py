@@ -54,6 +54,16 @@ def test_baselines_bracket_every_model(contents: torch.Tensor, styles: torch.Ten
     assert {*found["content"], "style_sensitivity", "shift_consistency"} == set(metrics.LOWER_IS_BETTER)
 
 
+def test_the_styles_own_shapes_show_in_a_double_exposure_only(
+    contents: torch.Tensor, styles: torch.Tensor
+) -> None:
+    both = (contents + metrics.style_copy(contents, styles)) / 2
+    assert float(metrics.structure_copied(contents, styles).max()) < 0.15
+    assert float(metrics.structure_copied(metrics.color_transfer(contents, styles), styles).max()) < 0.15
+    assert float(metrics.structure_copied(both, styles).min()) > 0.3
+    assert float(metrics.structure_copied(metrics.style_copy(contents, styles), styles).min()) > 0.999
+
+
 def test_texture_counts_as_style_where_colours_agree(contents: torch.Tensor, styles: torch.Tensor) -> None:
     moved = metrics.color_transfer(contents, styles)
     textured = (moved + 0.05 * torch.randn(moved.shape, generator=torch.Generator().manual_seed(0))).clamp(

@@ -38,19 +38,16 @@ def noise(content: Tensor, style: Tensor) -> Tensor:
     return torch.rand(content.shape, generator=torch.Generator().manual_seed(len(content)))
 
 
-def sharpened_colors(content: Tensor, style: Tensor) -> Tensor:
-    moved = color_transfer(content, style)
-    return moved + (moved - F.avg_pool2d(moved, 5, 1, 2, count_include_pad=False))
-
-
 # What a model does with contents and styles in [0, 1], and a measure that must give it away.
 BAD_MODELS: dict[str, tuple[Draw, str]] = {
     "content": (lambda content, style: content, "style_sensitivity"),
     "style": (style_copy, "content_distance"),
     "noise": (noise, "content_distance"),
     "colors": (color_transfer, "style_distance"),
-    "sharpened-colors": (sharpened_colors, "style_distance"),
-    "double-exposure": (lambda content, style: (content + style_copy(content, style)) / 2, "style_distance"),
+    "double-exposure": (
+        lambda content, style: (content + style_copy(content, style)) / 2,
+        "structure_copied",
+    ),
     "one-look": (lambda content, style: 1 - content, "style_sensitivity"),
 }
 

@@ -210,7 +210,7 @@ def bucket_run(model: ResolvedModel, photos: Path, out: Path, style: Path) -> Bu
     )
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.usefixtures("ray_here")
 def test_mlflow_away_costs_no_picture_and_the_note_comes_later(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
