@@ -24,15 +24,14 @@ def test_a_sample_says_how_busy_the_node_is() -> None:
     assert set(map(type, sample.values())) == {float}
 
 
-def test_a_sample_is_cheap_and_is_of_the_moment() -> None:
+def test_a_sample_is_of_the_moment() -> None:
     metrics = SystemMetrics()
-    seconds, usages = [], []
-    for _ in range(20):
-        start = time.perf_counter()
+    usages = []
+    for is_busy in (True, False) * 3:
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:
+            hashlib.sha256(b"busy" * 10_000) if is_busy else time.sleep(0.01)
         usages.append(metrics.sample()["system/cpu_utilization_percentage"])
-        seconds.append(time.perf_counter() - start)
-        time.sleep(0.02)
-    assert sorted(seconds)[10] < 0.02
     assert len(set(usages)) > 1, "no average over all samples"
 
 

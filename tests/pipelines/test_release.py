@@ -182,7 +182,7 @@ def moves(model: str) -> list[tuple[str, int | None, int, str]]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_way_to_the_users_and_back(model: str, site: Site) -> None:
     gate = ("--model", model, "--gate", site.path("comparing.toml"))
     strict = ("--model", model, "--gate", site.path("strict.toml"))
@@ -233,7 +233,7 @@ def test_versions_measured_on_different_pictures_are_not_compared(model: str, si
     assert champion(model) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_without_a_champion_a_person_is_told_what_to_do(model: str, site: Site) -> None:
     told = nst("stylize", site.path("content"), site.path("out"), "--style", site.path("style"), exit_code=2)
     assert "no champion yet" in told["error"]
