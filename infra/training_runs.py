@@ -27,7 +27,8 @@ class CorpusInput:
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
     """A run as MLflow has it. Times are in UTC; `ended_at` is None while it runs. `is_training` is false for
-    a run that only holds what belongs to a version whose checkpoint came from elsewhere."""
+    a run that only holds what belongs to a version whose checkpoint came from elsewhere. `metrics` are the
+    last values."""
 
     run_id: str
     name: str
@@ -38,6 +39,7 @@ class TrainingRun:
     ended_at: datetime.datetime | None
     tags: dict[str, str]
     params: dict[str, str]
+    metrics: dict[str, float]
     corpora: tuple[CorpusInput, ...]
 
 
@@ -99,6 +101,7 @@ def _run_of(run: Run) -> TrainingRun:
         ended_at=_time_of(run.info.end_time) if run.info.end_time else None,
         tags=dict(run.data.tags),
         params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
         corpora=tuple(map(_corpus_of, run.inputs.dataset_inputs if run.inputs else ())),
     )
 

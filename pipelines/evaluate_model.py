@@ -14,6 +14,7 @@ from infra import evaluations, places, registry, storage
 from nst.checkpoint import read_config
 from nst.intervals import summarize
 from nst.metrics import MIN_SIDE, STRIDE
+from nst.networks.blocks import num_parameters
 from nst.stylize import Stylizer
 from nst.vgg import VGGFeatures, load_vgg
 from pipelines.artist_judge import ArtistJudge, train_judge
@@ -215,7 +216,7 @@ def _measured(
                     name=_shown(one),
                     digest=one.digest,
                     approach=read_config(one.checkpoint_dir).model.kind,
-                    num_parameters=sum(values.numel() for values in stylizer.generator.parameters()),
+                    num_parameters=num_parameters(stylizer.generator),
                     measures=summary(measured),
                     pictures=measured.pictures,
                 )

@@ -29,7 +29,6 @@ class CardFacts:
     Attributes:
         num_images_seen: content images; None if the checkpoint does not say.
         run: the training; None for a checkpoint that was registered without one.
-        figures: the last figures of that run.
         golden: what `golden.json` says.
     """
 
@@ -40,8 +39,12 @@ class CardFacts:
     num_parameters: int
     num_images_seen: int | None
     run: TrainingRun | None
-    figures: Mapping[str, float]
     golden: Mapping[str, Any]
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """The last ones of that run."""
+        return self.run.metrics if self.run else {}
 
 
 def model_card(facts: CardFacts) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipelines.evaluation_set import EvaluationSet, Reference, picture_of, pixel
 
 MANIFEST_NAME = "evaluation_set.json"
 FORMAT_VERSION = 1
+TAR_NAME = re.compile(r"pairs-[0-9a-f]{16}\.tar")  # one that leads elsewhere is not followed
 
 
 def publish_set(chosen: EvaluationSet, uri: str) -> None:
@@ -129,6 +131,8 @@ def _reference_of(pair: dict[str, Any]) -> Reference:
 
 def _read_tar(uri: str, manifest: dict[str, Any]) -> dict[str, bytes]:
     """name -> bytes of every member, checked against the manifest."""
+    if not TAR_NAME.fullmatch(manifest["tar"]["name"]):
+        raise ValueError(f"its tar is called {manifest['tar']['name']!r}")
     tar_uri = places.join(uri, manifest["tar"]["name"])
     data = storage.read_bytes(tar_uri)
     if _sha256(data) != manifest["tar"]["sha256"]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import nst
 from infra import publishing, registry, scratch, tracking_server, training_runs
 from infra.publishing import ModelInterface
-from infra.run_figures import latest_figures
 from nst.checkpoint import model_digest, read_config
 from nst.golden import golden_digest, read_golden, write_golden
 from nst.networks.blocks import num_parameters
@@ -69,7 +68,6 @@ def register_checkpoint(
                 num_parameters=num_parameters(stylizer.generator),
                 num_images_seen=num_images_seen(checkpoint_uri),
                 run=training_runs.find_run(run_id) if run_id else None,
-                figures=latest_figures(run_id) if run_id else {},
                 golden=read_golden(golden_dir),
             )
         )

@@ -275,8 +275,8 @@ def promoters() -> Iterator[tuple[Promoter, Promoter]]:
         promoter.end()
 
 
-def race(model: str, promoters: tuple[Promoter, Promoter], num_rounds: int) -> None:
-    """Two processes promote two versions at once, again and again: one of them does."""
+def race(model: str, promoters: tuple[Promoter, Promoter], num_rounds: int) -> list[int]:
+    """Two processes promote two versions at once, again and again: one of them does. Returns the winners."""
     winners: list[int] = []
     for _ in range(num_rounds):
         versions = [version for version in (1, 2, 3) if version not in winners[-1:]][:2]
@@ -297,15 +297,18 @@ def race(model: str, promoters: tuple[Promoter, Promoter], num_rounds: int) -> N
         ("promote", before, winner, "done") for before, winner in zip([None, *winners], winners, strict=False)
     ]
     assert verify_history(model) == []
+    return winners
 
 
 @pytest.mark.slow
 def test_of_two_processes_that_promote_at_once_one_does(
     model: str, promoters: tuple[Promoter, Promoter]
 ) -> None:
-    race(model, promoters, num_rounds=5)
+    winners = race(model, promoters, num_rounds=5)
+    assert [event.to_version for event in promotions.events(model)] == winners
     for number in range(3):  # the first promotion of a model makes its history
-        race(make_by_hand(f"first-{number}"), promoters, num_rounds=1)
+        first = make_by_hand(f"first-{number}")
+        assert race(first, promoters, num_rounds=1) == [alias(first, "champion")]
 
 
 @pytest.mark.slow

@@ -13,18 +13,7 @@ from infra.model_files import check_files, write_manifest
 from infra.publishing import MAX_DESCRIPTION_CHARACTERS
 from tests.registered_models import register
 
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-    tracking_server.client(uri)
-    return uri
-
-
-@pytest.fixture(autouse=True)
-def _environment(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-
+pytestmark = pytest.mark.usefixtures("mlflow_store")
 
 WRITES = (
     "create_run",
