@@ -38,6 +38,7 @@ SECONDS_BETWEEN_TRIES = 10.0
 # Less than a CPU, so that beside N workers a node of N CPUs has room for the driver of the job; and exact in
 # binary, since Ray adds and divides it.
 CPUS_PER_WORKER = 63 / 64
+NOTICE = "a node is about to go"
 
 Result = TypeVar("Result")
 
@@ -110,7 +111,8 @@ def fit(settings: WorkerSettings, workers: Workers) -> int:
         done = _images_in(store)
         if done >= num_images:
             break
-        if problem is None and done > before:  # a node was about to go, and Ray Train saw the end of the work
+        if problem is None and done > before:  # Ray Train took it for the end of the work
+            say(f"{NOTICE}; going on from {done} images")
             continue
         problem = problem or "the workers ended without a new checkpoint"
         num_in_vain = 0 if done > before else num_in_vain + 1
@@ -184,7 +186,7 @@ def _live(settings: WorkerSettings, workers: Workers, size: int, num_images: int
         except PreemptionError as error:
             if error.drain_timed_out:
                 return "a node went before its workers could stop"
-            raise _Planned("a node is about to go", wanted=size) from error
+            raise _Planned(NOTICE, wanted=size) from error
         except TrainingFailedError as error:
             return _complaint_on(board) or _in_one_line(error)
         if follower.next_size:
