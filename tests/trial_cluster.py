@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from torch import Tensor
@@ -29,6 +30,7 @@ from tests.servers import REPOSITORY, S3Server
 
 Found = TypeVar("Found")
 
+NUM_NODES = 2  # beside the head
 NUM_IMAGES, IMAGES_A_CHECKPOINT, IMAGES_A_FIGURE = 1280, 64, 32
 TINY = ["--preset", "smoke", "--set", "batch.size=32", "--set", "model.content_widths=[8,8,8,8]"]
 RAY_PROCESSES = ("RayTrainWorker", "TrainController", "ProgressBoard")
@@ -48,14 +50,17 @@ class Mlflow:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._port = folder, free_port()
-        self._running = contextlib.ExitStack()
+        self._running, self._is_here = contextlib.ExitStack(), False
         self.uri = f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        self._running.enter_context(mlflow_server(self._folder, port=self._port))
+        if not self._is_here:
+            self._running.enter_context(mlflow_server(self._folder, port=self._port))
+            self._is_here = True
 
     def stop(self) -> None:
         self._running.close()
+        self._is_here = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +99,25 @@ class TrialCluster:
         return found
 
     def node_without_driver(self) -> Node:
-        driver = self.driver()
-        return next(node for node in self.cluster.workers if driver not in processes_of(node))
+        """One where a rank is at work."""
+        driver, ranks = self.driver(), self.ranks()
+        for node in self.cluster.workers:
+            found = set(processes_of(node))
+            if driver not in found and not found.isdisjoint(ranks):
+                return node
+        raise AssertionError("every rank is on the driver's node")
+
+    def restore(self) -> None:
+        """What a test found here, whatever it left: two living nodes, a store that takes all, an MLflow."""
+        self.proxy.script = None
+        self.mlflow.start()
+        living = {state["node_id"] for state in self.cluster.node_states() if state["state"] == "ALIVE"}
+        dead = [node for node in self.cluster.workers if node.node_id not in living]
+        surplus = [node for node in self.cluster.workers if node.node_id in living][NUM_NODES:]
+        for node in (*dead, *surplus):
+            self.cluster.kill_node(node)
+        while len(self.cluster.workers) < NUM_NODES:
+            self.cluster.add_worker(num_cpus=1)
 
     def ranks(self) -> list[psutil.Process]:
         """The training's workers, rank 0 first: it alone keeps figures for MLflow."""
@@ -134,7 +156,7 @@ class Submitted:
         if self.process.poll() is None:
             self.process.kill()
             self.process.communicate()
-        kill(*self.trial.processes("pipelines.cli train"))
+        kill(*self.trial.processes("pipelines.cli train"), *self.trial.ranks())
         wait_for(lambda: not self.trial.ranks(), 60, "the end of the workers")
 
     def start(self) -> None:
@@ -153,14 +175,33 @@ class Submitted:
         found = self.store.stored()
         return found[0].num_images_seen if found else 0
 
-    def wait_until(self, share: float, seconds: float = 240) -> None:
-        """Until that share of the training is in checkpoints."""
+    def num_images_logged(self) -> int:
+        """In the newest figure that MLflow has."""
+        return max((figure.step for run in self.runs() for figure in self.figures(run)), default=0)
+
+    def runs(self) -> list[Run]:
+        """Of this training, in MLflow."""
+        client = MlflowClient(self.trial.mlflow.uri)
+        experiment = client.get_experiment_by_name("nst")
+        if experiment is None:
+            return []
+        return client.search_runs([experiment.experiment_id], f"tags.`nst.training` = '{self.uri}'")
+
+    def figures(self, run: Run) -> list[Metric]:
+        return MlflowClient(self.trial.mlflow.uri).get_metric_history(run.info.run_id, "generator/bands")
+
+    def wait_until(
+        self,
+        share: float,
+        seconds: float = 240,
+        *,
+        done: Callable[[Submitted], int] = num_images_saved,
+    ) -> None:
+        """Until that share of the training is done."""
         assert self.process is not None
         process = self.process
         wait_for(
-            lambda: self.num_images_saved() >= share * self.num_images or process.poll() is not None,
-            seconds,
-            "progress",
+            lambda: done(self) >= share * self.num_images or process.poll() is not None, seconds, "progress"
         )
         assert process.poll() is None, process.communicate()[0]
 
@@ -187,14 +228,10 @@ class Outcome:
 
     def assert_one_whole_run(self) -> None:
         """One MLflow run, FINISHED, with every figure once and in order."""
-        client = MlflowClient(self.training.trial.mlflow.uri)
-        experiment = client.get_experiment_by_name("nst")
-        assert experiment is not None
-        runs = client.search_runs([experiment.experiment_id], f"tags.`nst.training` = '{self.training.uri}'")
+        runs = self.training.runs()
         assert [run.info.status for run in runs] == ["FINISHED"]
         assert runs[0].info.run_id == self.record["run_id"]
-        history = client.get_metric_history(self.record["run_id"], "generator/bands")
-        assert [figure.step for figure in history] == list(
+        assert [figure.step for figure in self.training.figures(runs[0])] == list(
             range(IMAGES_A_FIGURE, self.training.num_images + 1, IMAGES_A_FIGURE)
         )
 
@@ -233,7 +270,7 @@ def trial_cluster(store: S3Server, corpora: tuple[str, str], folder: Path) -> It
         mlflow.start()
         stack.callback(mlflow.stop)
         settings = {**proxy.environment, "MLFLOW_TRACKING_URI": mlflow.uri, "NST_DEBUG": "1"}
-        cluster = stack.enter_context(local_cluster(2, cpus_per_worker=1, environment=settings))
+        cluster = stack.enter_context(local_cluster(NUM_NODES, cpus_per_worker=1, environment=settings))
         client = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         reach = {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
         yield TrialCluster(

@@ -48,6 +48,13 @@ def trial(store: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             yield running
 
 
+@pytest.fixture(autouse=True)
+def restored(trial: TrialCluster) -> Iterator[None]:
+    """A test that failed leaves no node that is dead, or one too many, to the next one."""
+    yield
+    trial.restore()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(trial: TrialCluster) -> Outcome:
     with trial.train("undisturbed") as training:
