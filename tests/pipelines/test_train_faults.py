@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tests.corpora import make_corpus
 from tests.fault_proxy import Fault, always
 from tests.servers import S3Server
 from tests.trial_cluster import (
-    IMAGES_A_CHECKPOINT,
+    NUM_IMAGES,
     Outcome,
     Submitted,
     TrialCluster,
@@ -29,11 +30,13 @@ from tests.trial_cluster import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+# Of each test alone: the first one has the cluster and the undisturbed training set up.
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600, func_only=True)]
 
 TABLE = os.environ.get("NST_FAULT_TABLE")  # where `make fault-matrix` wants the outcomes
 SECONDS_OF_REFUSAL = 20
 SECONDS_OF_NOTICE = 45
+SECONDS_FOR_ANOTHER_LIFE = 120  # of the workers: what ended the last is seen, and new ones are at work
 NUM_IMAGES_OF_ELASTIC = 5120
 
 
@@ -82,21 +85,29 @@ def kill_the_driver(trial: TrialCluster, training: Submitted) -> None:
 
 
 def drain_a_node(trial: TrialCluster, training: Submitted) -> None:
-    """A notice, a checkpoint at that moment, a restart elsewhere; then the node is gone."""
-    victim = trial.node_without_driver()
+    """A notice, a checkpoint at that moment, a restart elsewhere; then the node is gone.
+
+    No other checkpoint is due before the end, so the one that there is then comes of the notice.
+    """
+    victim, ranks = trial.node_without_driver(), trial.ranks()
+    assert not training.store.stored()
+    try:
+        # Telling Ray takes seconds, in which the training could come to its end.
+        for rank in ranks:
+            rank.suspend()
+        trial.cluster.drain(victim, SECONDS_OF_NOTICE)
+        for rank in ranks:
+            rank.resume()
+        saved, *_ = wait_for(training.store.stored, SECONDS_OF_NOTICE, "a checkpoint")
+        assert saved.num_images_seen < training.num_images, "the training did not hear of the notice"
+        wait_for(
+            lambda: set(trial.ranks()).isdisjoint(processes_of(victim)),
+            SECONDS_OF_NOTICE,
+            "the workers' departure from the node",
+        )
+    finally:
+        trial.cluster.kill_node(victim)
     trial.cluster.add_worker(num_cpus=1)
-    trial.cluster.drain(victim, SECONDS_OF_NOTICE)
-    wait_for(
-        lambda: any(saved.num_images_seen % IMAGES_A_CHECKPOINT for saved in training.store.stored()),
-        SECONDS_OF_NOTICE,
-        "a checkpoint out of turn",
-    )
-    wait_for(
-        lambda: not [process for process in trial.ranks() if process in processes_of(victim)],
-        SECONDS_OF_NOTICE,
-        "the workers' departure from the node",
-    )
-    trial.cluster.kill_node(victim)
 
 
 def refuse_writes(trial: TrialCluster, training: Submitted) -> None:
@@ -115,7 +126,8 @@ def take_mlflow_away(trial: TrialCluster, training: Submitted) -> None:
 
 
 def damage_the_newest_checkpoint(trial: TrialCluster, training: Submitted) -> None:
-    """While nobody writes another one; then a rank dies, and the training goes on from the one before."""
+    """While nobody writes another one; then rank 0 dies, before it can, and the training goes on from the one
+    before."""
     ranks = trial.ranks()
     for rank in ranks:
         rank.suspend()
@@ -123,8 +135,8 @@ def damage_the_newest_checkpoint(trial: TrialCluster, training: Submitted) -> No
     victim = storage.join(training.store.uri_of(newest), "training.safetensors")
     data = storage.read_bytes(victim)
     storage.write_bytes(victim, data[: len(data) // 2] + b"x" * (len(data) - len(data) // 2))
-    kill(ranks[1])
-    ranks[0].resume()
+    kill(ranks[0])
+    ranks[1].resume()
 
 
 def hang_a_rank(trial: TrialCluster, training: Submitted) -> None:
@@ -132,16 +144,32 @@ def hang_a_rank(trial: TrialCluster, training: Submitted) -> None:
     trial.ranks()[1].send_signal(signal.SIGSTOP)
 
 
-FAULTS: dict[str, tuple[Callable[[TrialCluster, Submitted], None], int | None]] = {
-    "a worker is killed": (kill_a_rank, 1),
-    "rank 0 is killed": (kill_rank_0, 1),
-    "a worker hangs": (hang_a_rank, 1),
-    "a worker's node dies": (kill_a_node, 1),
-    "the driver is killed": (kill_the_driver, 0),
-    "a node is drained and goes": (drain_a_node, 0),
-    f"the store refuses writes for {SECONDS_OF_REFUSAL} s": (refuse_writes, 0),
-    "MLflow is away for the middle third": (take_mlflow_away, 0),
-    "the newest checkpoint is damaged, a worker is killed": (damage_the_newest_checkpoint, 1),
+class Trouble(NamedTuple):
+    """What happens at a third of a training, by its `progress`, and how often that is then restarted."""
+
+    cause: Callable[[TrialCluster, Submitted], None]
+    num_restarts: int
+    options: tuple[str, ...] = ()
+    progress: Callable[[Submitted], int] = Submitted.num_images_saved
+    said: str = ""
+
+
+FAULTS = {
+    "a worker is killed": Trouble(kill_a_rank, 1),
+    "rank 0 is killed": Trouble(kill_rank_0, 1),
+    "a worker hangs": Trouble(hang_a_rank, 1),
+    "a worker's node dies": Trouble(kill_a_node, 1),
+    "the driver is killed": Trouble(kill_the_driver, 0),
+    "a node is drained and goes": Trouble(
+        drain_a_node,
+        0,
+        ("--set", f"checkpoint_every={NUM_IMAGES}", "--checkpoint-seconds", "3600"),
+        Submitted.num_images_logged,
+        "a node is about to go; going on from",
+    ),
+    f"the store refuses writes for {SECONDS_OF_REFUSAL} s": Trouble(refuse_writes, 0),
+    "MLflow is away for the middle third": Trouble(take_mlflow_away, 0),
+    "the newest checkpoint is damaged, a worker is killed": Trouble(damage_the_newest_checkpoint, 1),
 }
 
 
@@ -149,14 +177,15 @@ FAULTS: dict[str, tuple[Callable[[TrialCluster, Submitted], None], int | None]] 
 def test_it_ends_as_if_nothing_had_happened(
     fault: str, trial: TrialCluster, undisturbed: Outcome, tmp_path: Path
 ) -> None:
-    cause, num_restarts = FAULTS[fault]
-    with trial.train(cause.__name__.replace("_", "-")) as training:
-        training.wait_until(1 / 3)
+    cause, num_restarts, options, progress, said = FAULTS[fault]
+    with trial.train(cause.__name__.replace("_", "-"), *options) as training:
+        training.wait_until(1 / 3, done=progress)
         cause(trial, training)
         outcome = training.result()
 
     assert outcome.record["status"] == "FINISHED"
     assert outcome.record["result"]["num_restarts"] == num_restarts, outcome.output
+    assert said in outcome.output, outcome.output
     assert_same_weights(undisturbed, outcome, tmp_path)
     outcome.assert_one_whole_run()
     outcome.assert_nothing_is_left()
@@ -168,7 +197,7 @@ def test_it_ends_as_if_nothing_had_happened(
             )
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1200, func_only=True)
 def test_workers_come_and_go(trial: TrialCluster) -> None:
     """One begins where there is one node, a second joins it at a checkpoint, and leaves with its node."""
     trial.cluster.kill_node(trial.cluster.workers[-1])
@@ -176,11 +205,17 @@ def test_workers_come_and_go(trial: TrialCluster) -> None:
         training.wait_until(0.1)
         assert len(trial.ranks()) == 1
         trial.cluster.add_worker(num_cpus=1)
-        wait_for(lambda: len(trial.ranks()) == 2, 90, "a second worker")
-        before = training.num_images_saved()
-        wait_for(lambda: training.num_images_saved() > before, 90, "a checkpoint of both")
+        wait_for(lambda: len(trial.ranks()) == 2, SECONDS_FOR_ANOTHER_LIFE, "a second worker")
+        both, before = set(trial.ranks()), training.num_images_saved()
+        wait_for(
+            lambda: training.num_images_saved() > before, SECONDS_FOR_ANOTHER_LIFE, "a checkpoint of both"
+        )
         trial.cluster.kill_node(trial.node_without_driver())
-        wait_for(lambda: len(trial.ranks()) == 1, 90, "one worker again")
+        wait_for(
+            lambda: len(ranks := trial.ranks()) == 1 and both.isdisjoint(ranks),
+            SECONDS_FOR_ANOTHER_LIFE,
+            "one worker again",
+        )
         trial.cluster.add_worker(num_cpus=1)
         outcome = training.result()
     assert outcome.record["status"] == "FINISHED"
