@@ -383,7 +383,7 @@ def test_a_job_outlives_the_node_of_its_driver_and_the_head(project: Path) -> No
                     with contextlib.suppress(*jobs.UNANSWERED, job_logs.LogGone):
                         found = jobs.list_jobs(client)
                         if len(found) == number and "waiting" in job_logs.log_of(client, found[0].id):
-                            return found[0]
+                            return jobs.get(client, found[0].id)  # by now it says where its driver is
                     time.sleep(0.5)
                 raise AssertionError(f"no job number {number}")
 
