@@ -40,6 +40,8 @@ class UniganModel:
         absolute_wavelets: absolute detail bands (Fujieda et al.) in place of signed ones.
         modulator: the style encoder's statistics drive the decoder through a network of the generator's own;
             without it the embedding *z* does, as in the paper.
+        direct_statistics: each AdaIN takes the statistics of the style encoder's tap at its own stride, by a
+            linear map that begins as the identity, in place of one code for all. Needs `modulator`.
         shared_encoders: the generator's encoders are the discriminators (the paper's claim). Otherwise the
             discriminators are encoders of their own, and the generator trains its encoders itself.
     """
@@ -51,6 +53,7 @@ class UniganModel:
     embedding_dim: int = 128
     absolute_wavelets: bool = False
     modulator: bool = True
+    direct_statistics: bool = False
     shared_encoders: bool = True
 
     def __post_init__(self) -> None:
@@ -59,6 +62,10 @@ class UniganModel:
             f"model.content_widths must be four numbers of 4 or more, not {self.content_widths}",
         )
         require_positive(self, "style_width", "num_blocks", "embedding_dim")
+        require(
+            self.modulator or not self.direct_statistics,
+            "model.direct_statistics: z drives the decoder; set model.modulator=true",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,8 @@ class UniganLoss:
         statistics: distance of the wavelet encoder's tap statistics.
         bands: sliced Wasserstein distance of Haar bands.
         perceptual: content and style distances of VGG-19 features; needs its weights.
+        perceptual_style: how many times as much the style's distance counts in it as the content's.
+        grid: energy at periods of 2 and 4 px above that of the frequencies around.
         metric: how artists are told apart: `matrix`, each row against all columns, or `pairs`, the pairwise
             margin loss on one positive and one negative a row.
         fakes_as_negatives: stylized pictures are columns of the encoder's matrix loss.
@@ -103,6 +112,8 @@ class UniganLoss:
     statistics: float = 2.0
     bands: float = 1.0
     perceptual: float = 0.0
+    perceptual_style: float = 1.0
+    grid: float = 0.0
     metric: Literal["matrix", "pairs"] = "matrix"
     fakes_as_negatives: bool = True
     realness: float = 1.0
@@ -115,6 +126,12 @@ class UniganLoss:
 
     def __post_init__(self) -> None:
         _require_weights(self, "temperature", "patch_temperature", "margin", "r1_every")
+
+    @property
+    def asks_encoders(self) -> bool:
+        """Whether any of the generator's terms is a judgement by the encoders."""
+        judged = (self.matrix, self.reference, self.content, self.patch, self.adversarial, self.statistics)
+        return any(judged)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,6 +91,21 @@ def load_checkpoint(checkpoint_dir: str | Path, objective: Trainable) -> dict[st
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": slots, "param_groups": groups})
     return state
+
+
+def load_weights(
+    checkpoint_dir: str | Path, config: TrainConfig, generators: Iterable[StyleGenerator]
+) -> None:
+    """Gives a new training's generators the averaged weights of another one's to begin with.
+
+    Raises:
+        ValueError: not a checkpoint, or one of another model.
+    """
+    if read_config(checkpoint_dir).model != config.model:
+        raise ValueError(f"{checkpoint_dir} holds another model; take the preset and --set model... it had")
+    weights = load_generator(checkpoint_dir).state_dict()
+    for generator in generators:
+        generator.load_state_dict(weights)
 
 
 def read_config(checkpoint_dir: str | Path) -> TrainConfig:

@@ -129,7 +129,8 @@ class TrainConfig:
         compile: run the networks through torch.compile; needs a C++ compiler.
         decode: where JPEGs are decoded: in loader workers (cpu), on a CUDA device (gpu), or there if there is
             one (auto). The pixels differ by a few grey levels, so that batches follow from the configuration
-            alone only without auto.
+            alone only without auto. `resident`: once, all of them, into the memory of the device that trains,
+            which cuts the crops; for corpora that fit.
         log_every, checkpoint_every, preview_every: in images.
     """
 
@@ -141,7 +142,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = False
-    decode: Literal["cpu", "gpu", "auto"] = "cpu"
+    decode: Literal["cpu", "gpu", "auto", "resident"] = "cpu"
     log_every: int = 2_000
     checkpoint_every: int = 50_000
     preview_every: int = 50_000
@@ -153,6 +154,16 @@ class TrainConfig:
             f"the networks are those of {self.model.kind}, the losses those of {self.loss.kind}: start from "
             "a preset of the approach that is meant",
         )
+        if isinstance(self.model, UniganModel) and isinstance(self.loss, UniganLoss):
+            require(
+                self.loss.asks_encoders or not self.model.shared_encoders,
+                "model.shared_encoders: no term of the loss asks the encoders, nothing would train them; set "
+                "it to false, and the generator trains them",
+            )
+            require(
+                self.loss.asks_encoders or not self.optim.encoder_images,
+                "optim.encoder_images: no term of the loss asks the encoders; set it to 0",
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def decodes_on_device(setting: str, device: torch.device) -> bool:
     Raises:
         ValueError: the GPU is to decode, but there is none, or its decoder is missing.
     """
-    if setting == "cpu" or (setting == "auto" and device.type != "cuda"):
+    if setting in ("cpu", "resident") or (setting == "auto" and device.type != "cuda"):
         return False
     try:
         if device.type == "cuda":

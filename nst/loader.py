@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -19,6 +20,7 @@ from nst.config import BatchConfig
 from nst.corpus import Corpus
 from nst.decoding import Crops, decode_crops, load_crops
 from nst.prefetch import ShardPrefetcher
+from nst.resident import Places, ResidentPictures, choose_places
 from nst.sampling import BatchPlan, DynamicBatchSampler, mix_bits
 
 PREFETCH = 2  # batches that each loader worker prepares ahead, where plans allow it
@@ -28,31 +30,40 @@ STEPS_AHEAD = 128  # whose remote shards are fetched, where plans and the cache 
 class _Loaded(NamedTuple):
     """A batch as a worker hands it over."""
 
-    content: Crops
-    style: Crops
+    content: Crops | Places
+    style: Crops | Places
     labels: Tensor
     step: int
 
 
 class _Batches(Dataset[_Loaded]):
+    """`sources`: content and style, the corpora themselves or the sizes of their resident pictures."""
+
     def __init__(
-        self, content: Corpus, style: Corpus, config: BatchConfig, seed: int, rank: int, keep_encoded: bool
+        self,
+        sources: tuple[Corpus | NDArray[np.int64], Corpus | NDArray[np.int64]],
+        config: BatchConfig,
+        seed: int,
+        rank: int,
+        keep_encoded: bool,
     ) -> None:
-        self._content, self._style, self._config = content, style, config
+        self._sources, self._config = sources, config
         self._seed, self._rank, self._keep_encoded = seed, rank, keep_encoded
 
     def __getitem__(self, plan: BatchPlan) -> _Loaded:
         return _Loaded(
-            content=self._crops(self._content, plan.content, plan, 1),
-            style=self._crops(self._style, plan.style, plan, 2),
+            content=self._crops(0, plan.content, plan),
+            style=self._crops(1, plan.style, plan),
             labels=torch.from_numpy(plan.labels),
             step=plan.step,
         )
 
-    def _crops(self, corpus: Corpus, rows: np.ndarray, plan: BatchPlan, domain: int) -> Crops:
-        first = self._rank * len(rows)
-        keys = [mix_bits(self._seed, domain, plan.step, first + place) for place in range(len(rows))]
-        return load_crops(corpus, rows, self._config, keys, plan.size, keep_encoded=self._keep_encoded)
+    def _crops(self, domain: int, rows: np.ndarray, plan: BatchPlan) -> Crops | Places:
+        first, source = self._rank * len(rows), self._sources[domain]
+        keys = [mix_bits(self._seed, domain + 1, plan.step, first + place) for place in range(len(rows))]
+        if isinstance(source, Corpus):
+            return load_crops(source, rows, self._config, keys, plan.size, keep_encoded=self._keep_encoded)
+        return choose_places(source, rows, self._config, keys, plan.size)
 
 
 class _Plans(Sampler[BatchPlan]):
@@ -103,6 +114,7 @@ def load_batches(
     num_workers: int = 0,
     device: torch.device | str = "cpu",
     decode_on_device: bool = False,
+    resident: tuple[ResidentPictures, ResidentPictures] | None = None,
 ) -> Iterator[Batch]:
     """This rank's batches from `step` on, without end, on `device`. Shards of remote corpora are fetched
     ahead for as long as somebody holds the iterator.
@@ -111,6 +123,7 @@ def load_batches(
         step: the first step; a resumed training gives the step it stopped at.
         num_workers: processes that decode; 0 decodes in this one.
         decode_on_device: workers only read; JPEGs are decoded on `device`, by this process.
+        resident: the corpora's pictures where they are on `device` already; workers only choose crops.
 
     Raises:
         ValueError: more workers than steps that can be planned ahead.
@@ -127,10 +140,16 @@ def load_batches(
         steps_ahead = min(steps_ahead, sampler.horizon - prefetch * num_workers)
     corpora = (content, style)
     prefetcher = None
-    if any(corpus.is_remote for corpus in corpora):
+    if resident is None and any(corpus.is_remote for corpus in corpora):
         prefetcher = ShardPrefetcher(corpora, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
     loader = DataLoader(
-        _Batches(content, style, config, seed, rank, decode_on_device),
+        _Batches(
+            corpora if resident is None else (resident[0].sizes, resident[1].sizes),
+            config,
+            seed,
+            rank,
+            decode_on_device,
+        ),
         sampler=_Plans(
             sampler, step, rank, world_size, corpora, prefetcher, steps_ahead if prefetcher else 0
         ),
@@ -142,7 +161,7 @@ def load_batches(
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
     )
-    batches = _on_device(iter(loader), corpora, config, torch.device(device), prefetcher)
+    batches = _on_device(iter(loader), corpora, config, torch.device(device), prefetcher, resident)
     if prefetcher is not None:
         weakref.finalize(batches, prefetcher.close)
     return batches
@@ -154,14 +173,20 @@ def _on_device(
     config: BatchConfig,
     device: torch.device,
     prefetcher: ShardPrefetcher | None,
+    resident: tuple[ResidentPictures, ResidentPictures] | None,
 ) -> Iterator[Batch]:
-    content, style = corpora
+    def pixels(domain: int, loaded: Crops | Places) -> Tensor:
+        if isinstance(loaded, Crops):
+            return decode_crops(loaded, config, device, corpora[domain].uri)
+        assert resident is not None
+        return resident[domain].cut(loaded)
+
     for one in loaded:
         if prefetcher is not None:
             prefetcher.done(one.step)
         yield Batch(
-            content=decode_crops(one.content, config, device, content.uri),
-            style=decode_crops(one.style, config, device, style.uri),
+            content=pixels(0, one.content),
+            style=pixels(1, one.style),
             labels=one.labels.to(device, non_blocking=True),
             works_per_class=config.works_per_class,
             step=one.step,

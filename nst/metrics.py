@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nst.losses import luminance
+from nst.losses import grid_pattern, luminance
 from nst.wavelets import haar_analysis
 
 MIN_SIDE = 32  # px
@@ -199,29 +199,8 @@ def histogram_distance(first: Tensor, second: Tensor) -> Tensor:
 
 def checkerboard(pictures: Tensor) -> Tensor:
     """Grids of period 2 and 4 px, as upsampling networks leave them: about 0 without, 1 for ten times the
-    energy of the frequencies around.
-
-    log10 of the luminance's power at the frequencies {0, 1/4, 1/2} x {0, 1/4, 1/2} but (0, 0), each over the
-    mean power in a ring of 5 to 10 bins around it, averaged over the eight. A Hann window keeps the
-    picture's borders out. JPEG files score a little above 0: their blocks are 8 px.
-    """
-    light = luminance(check_pictures(pictures))[:, 0]
-    height, width = (side - side % 4 for side in light.shape[1:])
-    light = light[:, :height, :width]
-    window = torch.outer(
-        torch.hann_window(height, device=light.device), torch.hann_window(width, device=light.device)
-    )
-    power = torch.fft.fft2((light - light.mean(dim=(1, 2), keepdim=True)) * window).abs() ** 2
-    offsets = torch.arange(-10, 11, device=light.device)
-    radius = torch.hypot(offsets[:, None].float(), offsets[None, :].float())
-    peak, ring = radius < 1.5, (radius >= 5) & (radius <= 10)
-    ratios = []
-    for row, column in [(i, j) for i in (0, 1, 2) for j in (0, 1, 2) if (i, j) != (0, 0)]:
-        rows = (row * height // 4 + offsets) % height
-        columns = (column * width // 4 + offsets) % width
-        patch = power[:, rows][:, :, columns]
-        ratios.append(torch.log10((patch[:, peak].mean(dim=1) + 1e-8) / (patch[:, ring].mean(dim=1) + 1e-8)))
-    return torch.stack(ratios).mean(dim=0)
+    energy of the frequencies around (`nst.losses.grid_pattern`, averaged over its frequencies)."""
+    return grid_pattern(check_pictures(pictures)).mean(dim=1)
 
 
 def border_error(stylized: Tensor, content: Tensor) -> Tensor:

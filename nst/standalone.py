@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -24,27 +25,38 @@ from nst.allocator import keep_freed_memory
 from nst.checkpoint import CONFIG_FILE, read_config, save_checkpoint
 from nst.config import TrainConfig
 from nst.corpus import Corpus
-from nst.distributed import rank
+from nst.distributed import rank, reduce_mean
 from nst.images import to_uint8
 from nst.objectives.objective import Objective
 from nst.presets import PRESETS, resolve_config
-from nst.train import Previews, TrainState, prepare, state_to_dict, train
+from nst.train import REMEDY, Previews, TrainState, prepare, state_to_dict, train
 
 
 class LocalHooks:
-    """Prints figures, and keeps previews and the newest checkpoint in a folder."""
+    """Prints figures, and keeps previews and the newest checkpoint in a folder. Stops after `minutes`, if
+    they are given."""
 
-    def __init__(self, out_dir: Path, previews: Previews) -> None:
+    def __init__(
+        self, out_dir: Path, previews: Previews, num_images_seen: int, minutes: float | None
+    ) -> None:
         self._out_dir, self._previews = out_dir, previews
-        self._since, self._seen = time.monotonic(), 0
+        self._since, self._seen = time.monotonic(), num_images_seen
+        self._deadline = None if minutes is None else self._since + 60 * minutes
 
     def should_stop(self, state: TrainState) -> bool:
-        return False
+        if self._deadline is None:
+            return False
+        # all ranks together, or those that go on would wait for the others
+        return reduce_mean({"is_over": float(time.monotonic() > self._deadline)})["is_over"] > 0
 
     def should_checkpoint(self) -> bool:
         return False
 
     def on_metrics(self, state: TrainState, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            if name.endswith("gradient_norm") and not math.isfinite(value):
+                # where figures are due as often as checkpoints, the last good one stays
+                raise ValueError(f"the training has diverged: {name} is {value}; {REMEDY}")
         now = time.monotonic()
         rate = (state.num_images_seen - self._seen) / max(now - self._since, 1e-9)
         self._since, self._seen = now, state.num_images_seen
@@ -96,8 +108,11 @@ def run(
     out_dir: Path,
     device: torch.device,
     num_loader_workers: int = 0,
+    start_from: str | None = None,
+    minutes: float | None = None,
 ) -> None:
-    """Trains to the end, from where `out_dir` stands."""
+    """Trains to the end or for `minutes`, from where `out_dir` stands; where that is empty, from the weights
+    of `start_from`."""
     content, style = (open_for(role, uri) for role, uri in (("content", content_uri), ("style", style_uri)))
     checkpoint_dir = find_checkpoint(out_dir)
     if (
@@ -118,9 +133,11 @@ def run(
         style,
         device=device,
         checkpoint_dir=checkpoint_dir,
+        start_from=start_from,
         num_loader_workers=num_loader_workers,
     )
-    hooks = LocalHooks(out_dir, Previews.choose(config, content, style))
+    previews = Previews.choose(config, content, style)
+    hooks = LocalHooks(out_dir, previews, session.state.num_images_seen, minutes)
     train(session, hooks)
 
 
@@ -132,7 +149,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--style", required=True, help="corpus of artworks")
     parser.add_argument("--preset", default="micro", choices=sorted(PRESETS))
     parser.add_argument("--out", required=True, type=Path, help="folder for checkpoint, previews and metrics")
+    parser.add_argument("--start-from", metavar="CHECKPOINT", help="begin with another training's weights")
     parser.add_argument("--images", type=int, help="images to train for")
+    parser.add_argument("--minutes", type=float, help="stop after these with a checkpoint to go on from")
     parser.add_argument("--loader-workers", type=int, default=0, help="decoding processes for each rank")
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", dest="assignments"
@@ -152,7 +171,16 @@ def main(arguments: list[str] | None = None) -> int:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         config = resolve_config(options.preset, options.images, options.assignments)
-        run(config, options.content, options.style, options.out, torch.device(device), options.loader_workers)
+        run(
+            config,
+            options.content,
+            options.style,
+            options.out,
+            torch.device(device),
+            options.loader_workers,
+            options.start_from,
+            options.minutes,
+        )
     except ValueError as error:
         print(f"nst.train: {error}", file=sys.stderr)
         return 2

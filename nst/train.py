@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nst.batch import Batch
-from nst.checkpoint import load_checkpoint
+from nst.checkpoint import load_checkpoint, load_weights
 from nst.config import TrainConfig
 from nst.corpus import Corpus
 from nst.crops import random_crop
@@ -22,9 +22,14 @@ from nst.loader import load_batches
 from nst.metrics import content_distance, style_distance
 from nst.objectives.build import build_objective
 from nst.objectives.objective import Objective
+from nst.resident import ResidentPictures
 from nst.sampling import DynamicBatchSampler, mix_bits
 
 NUM_PREVIEWS = 4
+REMEDY = (
+    "start another one with lower rates (--set optim.generator_lr=..., optim.encoder_lr=...) or --set "
+    "precision=fp32"
+)
 
 
 @dataclass
@@ -112,20 +117,28 @@ def prepare(
     *,
     device: torch.device | str = "cpu",
     checkpoint_dir: str | None = None,
+    start_from: str | None = None,
     num_loader_workers: int = 0,
 ) -> Session:
-    """A training from the start, or from `checkpoint_dir` on.
+    """A training from the start, or from `checkpoint_dir` on. One that begins has the weights of the
+    checkpoint `start_from`, or random ones.
 
     Raises:
         ValueError: the corpora and the configuration do not fit, or the checkpoint is of another training.
     """
     sampler = DynamicBatchSampler.for_corpora(content, style, config.batch, config.seed, world_size())
     decode_on_device = decodes_on_device(config.decode, torch.device(device))
+    resident = None
+    if config.decode == "resident":
+        where = torch.device(device)
+        resident = ResidentPictures.decode(content, where), ResidentPictures.decode(style, where)
     objective = build_objective(config, device)
     state = TrainState()
     if checkpoint_dir is not None:
         state = TrainState(**load_checkpoint(checkpoint_dir, objective))
         sampler.recall(state.sampler)
+    elif start_from is not None:
+        load_weights(start_from, config, [objective.generator, objective.ema_generator])
     batches = load_batches(
         content,
         style,
@@ -138,6 +151,7 @@ def prepare(
         num_workers=num_loader_workers,
         device=device,
         decode_on_device=decode_on_device,
+        resident=resident,
     )
     return Session(config, objective, sampler, batches, state)
 
@@ -191,10 +205,7 @@ class Previews:
         drawn = [objective.preview(*(part.to(objective.device) for part in pair))[0] for pair in pairs]
         stylized = torch.cat(drawn).cpu().clamp(-1, 1).add(1).div(2)
         if not stylized.isfinite().all():
-            raise ValueError(
-                "the training has diverged: its pictures hold no numbers any more; start another one with "
-                "lower rates (--set optim.generator_lr=..., optim.encoder_lr=...) or --set precision=fp32"
-            )
+            raise ValueError(f"the training has diverged: its pictures hold no numbers any more; {REMEDY}")
         distances = {
             "preview/style_distance": style_distance(stylized, style),
             "preview/content_distance": content_distance(stylized, content),

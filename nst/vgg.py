@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG19_Weights
 
 from nst.metrics import check_pictures
+from nst.networks.blocks import channel_statistics
 from nst.wavelets import full_precision
 
 # name -> (channels in, channels out, number in torchvision's `features`)
@@ -38,8 +39,8 @@ TAPS = {"conv1_1": "r11", "conv2_1": "r21", "conv3_1": "r31", "conv4_1": "r41"}
 GRAM_TAPS = ("r11", "r21", "r31")  # as peers report it, whether or not the weights go deeper
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHUNK = 8  # pictures in one pass
-EPSILON = 1e-5
 VARIABLE = "NST_VGG19"
+Statistics = tuple[Tensor, Tensor]  # means and standard deviations of the channels, two of [N, C]
 REMEDY = (
     f"set {VARIABLE} to a safetensors file, or let torchvision download VGG19_Weights.IMAGENET1K_V1 once on "
     "a machine with network"
@@ -124,7 +125,7 @@ class VGGFeatures(nn.Module):
             if tap in made:
                 measures[f"content_{tap}"] = (made[tap] - wanted[tap]).square().mean(dim=(1, 2, 3))
         for tap in made:
-            measures[f"style_{tap}"] = _style_distance(made[tap], aimed[tap], epsilon=0)
+            measures[f"style_{tap}"] = _distance(_exact_statistics(made[tap]), _exact_statistics(aimed[tap]))
         grams = []
         for tap in GRAM_TAPS:
             gram, other = _gram(made[tap]), _gram(aimed[tap])
@@ -133,13 +134,14 @@ class VGGFeatures(nn.Module):
         return measures
 
 
-def _style_distance(made: Tensor, aimed: Tensor, epsilon: float) -> Tensor:
-    """MSE of channel means plus MSE of channel deviations, [N, C, H, W] of any sizes -> [N]."""
-    (variance, mean), (other_variance, other_mean) = (
-        torch.var_mean(features, dim=(2, 3), correction=0) for features in (made, aimed)
-    )
-    deviation, other_deviation = (variance + epsilon).sqrt(), (other_variance + epsilon).sqrt()
-    return (mean - other_mean).square().mean(dim=1) + (deviation - other_deviation).square().mean(dim=1)
+def _exact_statistics(features: Tensor) -> Statistics:
+    deviation, mean = torch.std_mean(features, dim=(2, 3), correction=0)
+    return mean, deviation
+
+
+def _distance(made: Statistics, aimed: Statistics) -> Tensor:
+    """MSE of channel means plus MSE of channel deviations, each [N, C] -> [N]."""
+    return sum((mine - theirs).square().mean(dim=1) for mine, theirs in zip(made, aimed, strict=True))  # type: ignore[return-value]
 
 
 def _gram(features: Tensor) -> Tensor:
@@ -169,8 +171,10 @@ def perceptual_loss(
         wanted, aimed = features(content)[features.deepest], features(style)
     made, aimed = ({tap: full_precision(part) for tap, part in one.items()} for one in (made, aimed))
     content_term = (made[features.deepest] - full_precision(wanted)).square().mean()
-    # EPSILON: a flat channel's deviation has no gradient without
-    style_terms = [_style_distance(made[tap], aimed[tap], EPSILON).mean() for tap in made]
+    # not the exact ones: a flat channel's deviation would have no gradient
+    style_terms = [
+        _distance(channel_statistics(made[tap]), channel_statistics(aimed[tap])).mean() for tap in made
+    ]
     return content_term, torch.stack(style_terms).sum()
 
 

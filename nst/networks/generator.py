@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from nst.approaches import UniganModel
 from nst.networks.blocks import AdaptiveNorm, AdaptiveResBlock, InstanceNorm, conv, upsample
 from nst.networks.content_encoder import ContentEncoder, ContentFeatures
-from nst.networks.style_code import EmbeddingModulator, Modulator, StyleCode, colour_statistics
+from nst.networks.style_code import (
+    EmbeddingModulator,
+    Modulator,
+    StatisticsModulator,
+    StyleCode,
+    colour_statistics,
+)
 from nst.networks.style_generator import StyleGenerator, fit_for_statistics, pad_to_multiple
 from nst.networks.wavelet_encoder import StyleEmbedding, WaveletEncoder, tap_statistics
 from nst.wavelets import full_precision
@@ -34,7 +40,10 @@ class Decoder(nn.Module):
         self.norms = nn.ModuleList([AdaptiveNorm() for _ in range(3)])
         self.to_rgb = conv(full, 3, 7)
         self.colour_norm = InstanceNorm()
-        self.splits = [2 * eighth] * (2 * num_blocks) + [2 * quarter, 2 * half, 2 * full]
+        # taps of the wavelet encoder that drive each norm, and its channels: the tap of its stride (there
+        # is none of stride 1); the coarsest one, which has no norm of its stride, joins the next
+        self.driven = [((2, 3), eighth)] * (2 * num_blocks) + [((1,), quarter), ((0,), half), ((0,), full)]
+        self.splits = [2 * channels for _, channels in self.driven]
 
     def forward(self, features: ContentFeatures, code: StyleCode) -> Tensor:
         """features of N images, code of N styles -> [N, 3, H, W] in [-1, 1]."""
@@ -73,12 +82,13 @@ class Generator(StyleGenerator):
         self.style_encoder = WaveletEncoder(config.style_width, absolute=config.absolute_wavelets)
         self.decoder = Decoder(config.content_widths, config.num_blocks)
         num_outputs, taps = sum(self.decoder.splits), self.style_encoder.tap_channels
-        if config.modulator:
-            self.embedding = None  # z is for losses only
-            self.modulator = Modulator(2 * sum(taps), num_outputs)
-        else:
-            self.embedding = StyleEmbedding(taps, config.embedding_dim)
+        self.embedding = None if config.modulator else StyleEmbedding(taps, config.embedding_dim)
+        if self.embedding is not None:
             self.modulator = EmbeddingModulator(config.embedding_dim, num_outputs)
+        elif config.direct_statistics:  # z is for losses only, here and below
+            self.modulator = StatisticsModulator(taps, self.decoder.driven)
+        else:
+            self.modulator = Modulator(2 * sum(taps), num_outputs)
 
     def style_statistics(self, images: Tensor) -> Tensor:
         """Tap statistics of style images [M, 3, h, w], sides multiples of 16: [M, F]."""

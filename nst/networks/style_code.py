@@ -106,6 +106,40 @@ class Modulator(nn.Module):
         return StyleCode(full_precision(self.outputs(code)), colours[:, :3], colours[:, 3:6])
 
 
+class StatisticsModulator(nn.Module):
+    """The style encoder's own channel statistics -> scale and shift of every AdaIN at the same stride (Huang
+    and Belongie 2017, eq. 8, with a linear map between).
+
+    The maps begin as the identity, so that every style draws another picture from the first step on; through
+    a code that is learned from nothing all styles draw nearly the same one for hundreds of steps.
+
+    Args:
+        tap_channels: channels of the encoder's taps, in the order of `tap_statistics`.
+        norms: of every AdaIN of the decoder, in order: the taps that drive it, and its own channels. At first
+            only the first of the taps counts; where it has fewer channels, they are handed out in turn.
+    """
+
+    def __init__(self, tap_channels: Sequence[int], norms: Sequence[tuple[Sequence[int], int]]) -> None:
+        super().__init__()
+        self.splits = [2 * channels for channels in tap_channels]
+        self.taps = [list(taps) for taps, _ in norms]
+        self.outputs = nn.ModuleList(
+            [_handed_on([tap_channels[tap] for tap in taps], channels) for taps, channels in norms]
+        )
+
+    def observe(self, statistics: Tensor, colours: Tensor) -> None:
+        """Nothing to take in."""
+
+    def forward(self, statistics: Tensor, colours: Tensor) -> StyleCode:
+        """statistics [N, F] of the taps, colours [N, 9]."""
+        parts = statistics.split(self.splits, dim=1)
+        outputs = [
+            full_precision(output(torch.cat([*(parts[tap] for tap in taps), colours], dim=1)))
+            for taps, output in zip(self.taps, self.outputs, strict=True)
+        ]
+        return StyleCode(torch.cat(outputs, dim=1), colours[:, :3], colours[:, 3:6])
+
+
 class EmbeddingModulator(nn.Module):
     """The style embedding *z* -> scale and shift of every AdaIN, as the paper has it: no statistics."""
 
@@ -122,6 +156,21 @@ class EmbeddingModulator(nn.Module):
         """embedding [N, D] of unit norm, colours [N, 9]."""
         modulation = full_precision(self.outputs(self.gain * embedding))
         return StyleCode(modulation, colours[:, :3], colours[:, 3:6])
+
+
+def _handed_on(tap_channels: Sequence[int], num_out: int) -> nn.Linear:
+    """Means and deviations of taps, and the colours -> an AdaIN's scale, less 1, and shift: at first the
+    first tap's deviations and means as they are."""
+    num_tap = tap_channels[0]
+    linear = nn.Linear(2 * sum(tap_channels) + NUM_COLOUR_STATISTICS, 2 * num_out)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    channels = torch.arange(num_out)
+    with torch.no_grad():
+        linear.weight[channels, num_tap + channels % num_tap] = 1.0
+        linear.weight[num_out + channels, channels % num_tap] = 1.0
+        linear.bias[:num_out] = -1.0
+    return linear
 
 
 def _small_linear(num_in: int, num_out: int) -> nn.Linear:

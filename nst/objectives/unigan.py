@@ -8,6 +8,7 @@ so the cycle is closed by the architecture. Weights of the terms: `nst.approache
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,7 @@ class Unigan(Objective):
         self.generator_optimizer = self.adam(self.drawing.parameters(), config.optim.generator_lr)
         self._encoders, self._drawing = self.wrapped(self.encoders), self.wrapped(self.drawing)
         self._vgg = load_vgg().to(self.device) if self.weights.perceptual else None
+        self._perceptual_loss = torch.compile(perceptual_loss) if config.compile else perceptual_loss
 
     def networks(self) -> dict[str, nn.Module]:
         """`encoders` holds E_c and E_s, which the generator shares."""
@@ -77,6 +79,8 @@ class Unigan(Objective):
         if progress * self.config.num_images < self.config.optim.encoder_images:
             return self.encoder_step(batch, None) | rates
         seen = self._see(batch)
+        if not self.weights.asks_encoders:
+            return self.generator_step(batch, seen, None, progress) | rates
         drawn = stylized = None
         if self.config.batch.accumulate == 1:
             drawn = self._draw(seen, torch.arange(batch.num_images, device=self.device))
@@ -179,24 +183,31 @@ class Unigan(Objective):
 
         `drawn`: the whole batch, with its graph; None: it is drawn here, part by part.
         """
-        weights, draws = self.weights, draw_augmentation(batch.num_images)
+        weights = self.weights
         self.encoders.requires_grad_(False)
         try:
-            with torch.no_grad(), self.autocast():
-                # cut and shifted like the stylized pictures, or their statistics could not agree
-                wanted: Judgement = self._frozen(diff_augment(batch.style, draws), batch.content)
+            wanted: Judgement | None = None
+            if weights.asks_encoders:
+                draws = draw_augmentation(batch.num_images)
+                with torch.no_grad(), self.autocast():
+                    # cut and shifted like the stylized pictures, or their statistics could not agree
+                    wanted = self._frozen(diff_augment(batch.style, draws), batch.content)
 
             def forward(rows: Tensor) -> tuple[Tensor, ...]:
                 made = drawn or self._draw(seen, rows)
+                difference = (made.reconstructed - made.original).abs().mean(dim=(1, 2, 3)).sum()
+                pictures = (made.stylized, difference / (batch.num_images / 2))  # every other picture
+                if wanted is None:
+                    return pictures
                 with self.autocast():
                     looked_at = diff_augment(made.stylized, _rows_of([draws], rows.cpu()))
-                    judged = self._frozen(looked_at, made.stylized)
-                difference = (made.reconstructed - made.original).abs().mean(dim=(1, 2, 3)).sum()
-                return (*judged, made.stylized, difference / (batch.num_images / 2))  # every other picture
+                    return (*self._frozen(looked_at, made.stylized), *pictures)
 
             def loss_of(outputs: tuple[Tensor, ...]) -> tuple[Tensor, Metrics]:
                 *judged, stylized, reconstruction = outputs
-                terms = self._generator_terms(Judgement(*judged), wanted, stylized, batch)
+                terms = self._picture_terms(stylized, batch)
+                if wanted is not None:
+                    terms |= self._judged_terms(Judgement(*judged), wanted, batch)
                 if weights.reconstruction:
                     terms["reconstruction"] = reconstruction
                 total = torch.stack([self._weight(name, progress) * term for name, term in terms.items()])
@@ -209,32 +220,43 @@ class Unigan(Objective):
         norm = self.apply_gradients(self.generator_optimizer, self.drawing)
         return {**metrics, "generator/gradient_norm": norm}
 
-    def _generator_terms(
-        self, judged: Judgement, wanted: Judgement, stylized: Tensor, batch: Batch
-    ) -> dict[str, Tensor]:
-        """The terms that have a weight above 0, each a scalar."""
+    def _judged_terms(self, judged: Judgement, wanted: Judgement, batch: Batch) -> dict[str, Tensor]:
+        """What the encoders say: the terms that have a weight above 0, each a scalar."""
         weights = self.weights
         artist, _ = self._artist_losses(judged.z, wanted.z, batch)
-        terms = {
-            "matrix": lambda: _mean_over_valid(artist, batch.has_partner),
-            "reference": lambda: losses.squared_distance(judged.z, wanted.z).mean(),
-            "content": lambda: losses.squared_distance(judged.h, wanted.h).mean(),
-            "patch": lambda: losses.patch_nce(judged.q, wanted.q, weights.patch_temperature),
-            "adversarial": lambda: losses.hinge_generator([judged.local, judged.wide]),
-            "mae": lambda: F.l1_loss(stylized, batch.content),
-            "luminance": lambda: losses.low_band_structure(stylized, batch.content),
-            "statistics": lambda: losses.statistics_distance(
-                judged.statistics, wanted.statistics, self.encoders.embedding.standardise.spread
-            ),
-            "bands": lambda: losses.sliced_band_distance(stylized, batch.style),
-            "perceptual": lambda: self._perceptual(stylized, batch),
-        }
-        return {name: term() for name, term in terms.items() if getattr(weights, name) > 0}
+        return self._weighted(
+            {
+                "matrix": lambda: _mean_over_valid(artist, batch.has_partner),
+                "reference": lambda: losses.squared_distance(judged.z, wanted.z).mean(),
+                "content": lambda: losses.squared_distance(judged.h, wanted.h).mean(),
+                "patch": lambda: losses.patch_nce(judged.q, wanted.q, weights.patch_temperature),
+                "adversarial": lambda: losses.hinge_generator([judged.local, judged.wide]),
+                "statistics": lambda: losses.statistics_distance(
+                    judged.statistics, wanted.statistics, self.encoders.embedding.standardise.spread
+                ),
+            }
+        )
+
+    def _picture_terms(self, stylized: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What the pictures alone say: the terms that have a weight above 0, each a scalar."""
+        return self._weighted(
+            {
+                "mae": lambda: F.l1_loss(stylized, batch.content),
+                "luminance": lambda: losses.low_band_structure(stylized, batch.content),
+                "bands": lambda: losses.sliced_band_distance(stylized, batch.style),
+                "perceptual": lambda: self._perceptual(stylized, batch),
+                "grid": lambda: losses.grid_pattern(stylized).clamp(min=0).mean(),
+            }
+        )
+
+    def _weighted(self, terms: dict[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        return {name: term() for name, term in terms.items() if getattr(self.weights, name) > 0}
 
     def _perceptual(self, stylized: Tensor, batch: Batch) -> Tensor:
         assert self._vgg is not None
-        content, style = perceptual_loss(self._vgg, stylized, batch.content, batch.style)
-        return content + style
+        with self.autocast():
+            content, style = self._perceptual_loss(self._vgg, stylized, batch.content, batch.style)
+        return content + self.weights.perceptual_style * style
 
     def _weight(self, name: str, progress: float) -> float:
         weight = getattr(self.weights, name)
@@ -255,6 +277,8 @@ class Unigan(Objective):
         pictures = (batch.style if batch.step % 2 else batch.content)[again]
         contents, styles = torch.cat([batch.content, pictures]), torch.cat([batch.style, pictures])
         colours = colour_statistics(styles)
+        if self.drawing.owns_encoders and self.generator.config.direct_statistics:  # nothing to take in
+            return Seen(contents, styles, colours, None, again, pictures)
         with torch.no_grad(), self.autocast():
             features, statistics = self.drawing.look(contents, styles)
             self.generator.modulator.observe(statistics[:num], colours[:num])
@@ -270,11 +294,12 @@ class Unigan(Objective):
         """The rows of the batch, and those of them that are drawn again: one call, since DDP wants one
         forward a backward."""
         num = len(seen.colours) - len(seen.again)
-        among = torch.isin(seen.again, rows).nonzero().flatten()
-        places = torch.cat([rows, num + among])
-        if len(places) == len(seen.colours):
+        if len(rows) == num:  # all of them; asking the device which would wait for it
+            among = torch.arange(len(seen.again), device=rows.device)
             contents, styles, colours = seen.contents, seen.styles, seen.colours
         else:
+            among = torch.isin(seen.again, rows).nonzero().flatten()
+            places = torch.cat([rows, num + among])
             contents = (
                 seen.contents[places]
                 if isinstance(seen.contents, Tensor)

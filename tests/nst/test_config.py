@@ -24,6 +24,11 @@ def test_override_reaches_every_kind_of_field():
     assert config.model.content_widths == (8, 8, 8, 8)
 
 
+NOBODY_ASKS = {
+    f"loss.{name}": "0" for name in ("matrix", "reference", "content", "patch", "adversarial", "statistics")
+}
+
+
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
@@ -34,6 +39,9 @@ def test_override_reaches_every_kind_of_field():
         ({"precision": "fp8"}, "'fp32' or 'bf16'"),
         ({"loss": "3"}, "no field 'loss'"),
         ({"num_images": "true"}, "must be int"),
+        ({"model.direct_statistics": "true", "model.modulator": "false"}, "set model.modulator=true"),
+        (NOBODY_ASKS, "false, and the generator trains them"),
+        (NOBODY_ASKS | {"model.shared_encoders": "false", "optim.encoder_images": "9"}, "set it to 0"),
     ],
 )
 def test_a_wrong_setting_is_named(assignments, message):

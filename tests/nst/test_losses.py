@@ -423,3 +423,29 @@ def test_off_autocast_a_matrix_in_half_precision_is_computed_in_full() -> None:
     expected = losses.matrix_loss(rows.double(), columns.double(), torch.arange(8), 0.2)
     found = losses.matrix_loss(rows, columns, torch.arange(8), 0.2)
     assert value(found) == pytest.approx(value(expected), rel=1e-5)
+
+
+def test_grid_pattern_sees_the_period_and_nothing_else():
+    torch.manual_seed(0)
+    grain = torch.randn(2, 3, 64, 96) * 0.1
+    assert losses.grid_pattern(grain).abs().mean() < 0.3
+    columns = grain + 0.1 * (torch.arange(96) % 2)
+    found, before = losses.grid_pattern(columns), losses.grid_pattern(grain)
+    at_half = [(i, j) for i in (0, 1, 2) for j in (0, 1, 2) if (i, j) != (0, 0)].index((0, 2))
+    assert (found - before)[:, at_half].min() > 0.5
+    others = [place for place in range(8) if place != at_half]
+    torch.testing.assert_close(found[:, others], before[:, others], atol=0.05, rtol=0)
+    torch.testing.assert_close(losses.grid_pattern(3 * grain + 0.2), before, atol=1e-3, rtol=0)
+
+
+def test_a_step_down_the_grid_loss_takes_the_grid_out():
+    torch.manual_seed(0)
+    images = (torch.randn(1, 3, 64, 64) * 0.1 + 0.2 * (torch.arange(64) % 2)).requires_grad_()
+    optimizer = torch.optim.Adam([images], lr=0.005)
+    before = losses.grid_pattern(images).max().item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        losses.grid_pattern(images).clamp(min=0).mean().backward()
+        optimizer.step()
+    assert before > 1.5
+    assert losses.grid_pattern(images).max() < 0.2

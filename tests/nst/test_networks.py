@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from nst.approaches import UniganModel
 from nst.networks.blocks import (
     InstanceNorm,
     RunningStandardisation,
+    channel_statistics,
     conv,
     record_statistics,
     replay_statistics,
@@ -75,6 +78,19 @@ def test_codes_are_encoded_once_and_mixed(generator):
         codes.mix([1, 1])
     with pytest.raises(ValueError, match="not all 0"):
         codes.mix([0, 0, 0])
+
+
+def test_direct_statistics_reach_the_norms_of_their_stride_as_they_are():
+    torch.manual_seed(0)
+    generator = Generator(replace(SMALL, content_widths=(4, 6, 8, 12), direct_statistics=True))
+    style = torch.rand(2, 3, 64, 64) * 2 - 1
+    taps = [channel_statistics(tap) for tap in generator.style_encoder(style)]
+    parts = generator.encode_style(style).modulation.split(generator.decoder.splits, dim=1)
+    for part, (tap, channels) in zip(parts, [(2, 12), (2, 12), (1, 8), (0, 6), (0, 4)], strict=True):
+        scale, shift = part.chunk(2, dim=1)
+        handed_out = torch.arange(channels) % taps[tap][0].shape[1]  # in turn, where the tap has fewer
+        torch.testing.assert_close(shift, taps[tap][0][:, handed_out])
+        torch.testing.assert_close(1 + scale, taps[tap][1][:, handed_out])
 
 
 def test_a_picture_that_is_too_small_is_named(generator):

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -221,6 +222,52 @@ def test_standalone_refuses_what_does_not_belong_to_the_training(corpora, tmp_pa
     other = make_corpus(tmp_path / "other", "style", per_label=4)
     assert main(["--content", content.uri, "--style", other, *common]) == 2
     assert "a training on other corpora" in capsys.readouterr().err
+
+
+def test_standalone_begins_with_another_trainings_weights(corpora, tmp_path, capsys):
+    content, style = corpora
+    common = ["--content", content.uri, "--style", style.uri, "--preset", "smoke", "--images", "8"]
+    common += ["--set", "batch.size=32"]
+    assert main([*common, "--out", str(tmp_path / "first")]) == 0
+    first = str(tmp_path / "first" / "checkpoint")
+    still = ["--set", "optim.generator_lr=1e-12", "--set", "optim.encoder_lr=1e-12", "--set", "seed=7"]
+    assert main([*common, *still, "--start-from", first, "--out", str(tmp_path / "second")]) == 0
+    one, two = (load_file(tmp_path / name / "checkpoint/model.safetensors") for name in ("first", "second"))
+    for name, weights in one.items():
+        if "standardise" not in name:  # what the batches say
+            torch.testing.assert_close(two[name], weights, atol=1e-6, rtol=0, msg=name)
+    other = ["--set", "model.style_width=4", "--start-from", first, "--out", str(tmp_path / "third")]
+    assert main([*common, *other]) == 2
+    assert "holds another model" in capsys.readouterr().err
+
+
+def test_standalone_trains_in_pieces_of_minutes(corpora, tmp_path):
+    """Each ends with a checkpoint; together they are one training."""
+    content, style = corpora
+    common = ["--content", content.uri, "--style", style.uri, "--preset", "smoke", "--images", "16"]
+    common += ["--set", "batch.size=32"]
+    assert main([*common, "--out", str(tmp_path / "whole")]) == 0
+    pieces = [*common, "--out", str(tmp_path / "pieces"), "--minutes", "1e-9"]
+    assert main(pieces) == 0
+    assert find_checkpoint(tmp_path / "pieces") is None, "there was no time for a step"
+    moments = iter([0.0, 0.0, 100.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nst.standalone.time.monotonic", lambda: next(moments, 100.0))
+        assert main([*common, "--out", str(tmp_path / "pieces"), "--minutes", "1"]) == 0
+    stopped = json.loads((tmp_path / "pieces/checkpoint/state.json").read_text())
+    assert 0 < stopped["num_images_seen"] < 16
+    assert main([*common, "--out", str(tmp_path / "pieces"), "--minutes", "60"]) == 0
+    one, two = (load_file(tmp_path / name / "checkpoint/model.safetensors") for name in ("whole", "pieces"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_standalone_ends_a_training_that_has_diverged(corpora, tmp_path, capsys):
+    content, style = corpora
+    wild = ["--set", "optim.generator_lr=1e30", "--set", "optim.warmup_images=1", "--set", "log_every=8"]
+    small = ["--preset", "smoke", "--images", "80", "--set", "batch.size=32", "--out", str(tmp_path)]
+    assert main(["--content", content.uri, "--style", style.uri, *small, *wild]) == 2
+    assert "the training has diverged" in capsys.readouterr().err
+    assert find_checkpoint(tmp_path) is None  # one of such weights would hide an earlier, good one
 
 
 @pytest.mark.slow

@@ -74,8 +74,16 @@ def assert_alike(first, second, tolerance=1e-5):
         torch.testing.assert_close(second[name], gradient, atol=tolerance * largest, rtol=0, msg=name)
 
 
+# no term that asks the encoders
+PICTURES_ALONE = {"model__shared_encoders": "false", "model__direct_statistics": "true", "loss__bands": 3.0}
+PICTURES_ALONE |= {
+    f"loss__{name}": 0.0 for name in ("matrix", "reference", "content", "patch", "adversarial", "statistics")
+}
+
 VARIANTS = [
     {},
+    PICTURES_ALONE,
+    {"model__direct_statistics": "true"},
     {"model__modulator": "false"},
     {"model__shared_encoders": "false"},
     {"model__shared_encoders": "false", "model__modulator": "false"},
@@ -158,6 +166,15 @@ def test_each_step_trains_its_own_side(shared):
     assert not torch.equal(drawing, weights_of(objective.drawing))
     assert all(parameter.grad is None for parameter in objective.encoders.parameters())
     assert all(parameter.requires_grad for parameter in objective.encoders.parameters())
+
+
+def test_encoders_that_nobody_asks_are_left_alone():
+    objective = Unigan(config(**PICTURES_ALONE))
+    encoders, drawing = weights_of(objective.encoders), weights_of(objective.drawing)
+    metrics = objective.step(make_batch(), 0.5)
+    assert torch.equal(encoders, weights_of(objective.encoders))
+    assert not torch.equal(drawing, weights_of(objective.drawing))
+    assert not [name for name in metrics if name.startswith("encoder/")]
 
 
 def test_shared_encoders_are_the_discriminators_and_separate_ones_are_not():

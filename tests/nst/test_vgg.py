@@ -14,6 +14,10 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.transforms.functional import normalize
 
 from nst import metrics
+from nst.batch import Batch
+from nst.config import override
+from nst.objectives.unigan import Unigan
+from nst.presets import preset
 from nst.vgg import NEEDED, VGGFeatures, load_vgg, perceptual_loss
 
 
@@ -130,6 +134,25 @@ def test_loss_by_its_definition(vgg: VGGFeatures) -> None:
         ):
             expected = expected + mse(statistic(made[tap]), statistic(aimed[tap]))
     torch.testing.assert_close(style_term, expected)
+
+
+def test_a_training_weighs_the_style_against_the_content(vgg: VGGFeatures, monkeypatch) -> None:
+    monkeypatch.setattr("nst.objectives.unigan.load_vgg", lambda: vgg)
+    batch = Batch(
+        content=pictures(4, 3, 32, 32),
+        style=pictures(4, 3, 32, 32, seed=1) / 2,
+        labels=torch.tensor([0, 0, 1, 1]),
+        works_per_class=2,
+        step=0,
+    )
+    changes = {"batch.size": "32", "precision": "fp32"}
+    found = []
+    for weight in ("0", "1", "10"):
+        objective = Unigan(override(preset("perceptual"), changes | {"loss.perceptual_style": weight}))
+        found.append(objective.step(batch, 0.5)["generator/perceptual"])
+    content, both, tenfold = found
+    assert 0 < content < both
+    torch.testing.assert_close(tenfold - content, 10 * (both - content))
 
 
 def test_gradients_by_finite_differences(vgg: VGGFeatures) -> None:
