@@ -52,6 +52,17 @@ check: install ## Formatting, lints, types, layers, YAML
 	$(BIN)/lint-imports
 	$(BIN)/yamllint --strict --config-file infra/deploy/yamllint.yaml ray_cluster.yaml infra/deploy
 
+OUT ?= trial/builtin
+builtin: install ## Train the model in the box on PICTURES=folder (LABELS.csv, content/, style/) with VGG=file
+	@test -n "$(PICTURES)" -a -n "$(VGG)" || { echo 'builtin: give PICTURES=folder and VGG=safetensors'; exit 2; }
+	$(BIN)/python -m benchmarks.split_corpus "$(PICTURES)" $(OUT)/split
+	for role in content style; do \
+	  $(BIN)/nst shard "$(PICTURES)/$$role" $(OUT)/$$role --role $$role --labels $(OUT)/split/$$role.csv --keep-bytes || exit; \
+	done
+	NST_VGG19="$(VGG)" $(BIN)/python -m nst.train --content $(OUT)/content --style $(OUT)/style \
+	  --preset perceptual --out $(OUT)/training $(TRAIN)
+	$(BIN)/python -m benchmarks.export_builtin $(OUT)/training/checkpoint micro
+
 ablation: install ## What each part of the method is worth, on PICTURES=folder (about an hour)
 	@test -n "$(PICTURES)" || { echo 'ablation: give PICTURES=folder, one with LABELS.csv, content/ and style/'; exit 2; }
 	$(BIN)/python -m benchmarks.ablation --pictures "$(PICTURES)" $(if $(VGG),--vgg "$(VGG)")
@@ -63,4 +74,4 @@ format: install ## Format the code
 clean: ## Remove the environment and what demo and tests left
 	rm -rf $(VENV) .venv-s3 .nst nst-demo build *.egg-info
 
-.PHONY: help install demo test test-fast test-faults fault-matrix bench-speed bench-corpora check ablation format clean
+.PHONY: help install demo test test-fast test-faults fault-matrix bench-speed bench-corpora check builtin ablation format clean

@@ -43,6 +43,13 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / '.nst' / 'mlflow.db'}"
 
 
+def is_set_up() -> bool:
+    """Whether there is one to ask: a set MLFLOW_TRACKING_URI, or the SQLite file of an earlier command.
+    Asking a store that is not there would make it."""
+    path = _sqlite_path(tracking_uri())
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or path is None or path.is_file()
+
+
 def shown(uri: str) -> str:
     """`uri` without the password that it may carry."""
     parts = urlsplit(uri)

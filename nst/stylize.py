@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from nst.builtin import builtin_checkpoint
 from nst.checkpoint import load_generator, model_digest
 from nst.networks.blocks import Statistics, record_statistics, replay_statistics
 from nst.networks.style_code import StyleCode
@@ -48,7 +49,7 @@ Style = Image.Image | np.ndarray | Tensor | StyleCode
 class Stylizer:
     """Stylizes pictures of any size with one generator.
 
-        stylizer = Stylizer.load("checkpoint/")
+        stylizer = Stylizer.load()  # the model in the box; or a checkpoint's folder
         painted = stylizer(photo, painting, strength=0.8)
 
     Pictures of more than `tile_side`² pixels are rendered in overlapping tiles, normalised by statistics of
@@ -86,9 +87,15 @@ class Stylizer:
 
     @classmethod
     def load(
-        cls, checkpoint_dir: str, *, device: str | None = None, dtype: torch.dtype | None = None
+        cls,
+        checkpoint_dir: str | None = None,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Stylizer:
-        """From a checkpoint folder (model.safetensors, config.json). `device` None: a GPU if there is one."""
+        """From a checkpoint folder (model.safetensors, config.json); None: the model in the box. `device`
+        None: a GPU if there is one."""
+        checkpoint_dir = checkpoint_dir or builtin_checkpoint()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         generator = load_generator(checkpoint_dir, device=device)
         return cls(generator, digest=model_digest(checkpoint_dir), dtype=dtype)

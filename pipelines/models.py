@@ -1,4 +1,5 @@
-"""What MODEL means on a command line: a registered version, a checkpoint folder, a checkpoint in a bucket."""
+"""What MODEL means on a command line: a registered version, a built-in model, a checkpoint in a folder or a
+bucket."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from infra import places, registry, storage, tracking_server
 from infra.registry import RegisteredVersion
+from nst import builtin
 from nst.checkpoint import model_digest
 from nst.golden import check_golden
 from nst.stylize import Stylizer
@@ -35,28 +37,35 @@ def resolve_model(model: str | None = None) -> ResolvedModel:
     """Finds MODEL and brings its checkpoint here.
 
     Args:
-        model: `models:/nst@champion`, `models:/nst/3`, a checkpoint's folder or URI; None: the champion.
+        model: `models:/nst@champion`, `models:/nst/3`, the name of a built-in model, a checkpoint's folder or
+            URI; None: the champion where a registry is set up and has one, else the built-in model.
 
     Raises:
-        ValueError: there is no such model; says what there is, or how to get one.
+        ValueError: there is no such model, or the registry does not answer; says what to do.
         OSError: its files cannot be read, or are not those that were registered.
     """
     if model is None:
-        tracking_server.check()
-        champion = registry.champion()
-        if champion is None:
-            where = tracking_server.shown(tracking_server.tracking_uri())
-            raise ValueError(
-                f"MLflow at {where} has no champion yet: name a checkpoint or models:/nst/VERSION, or make "
-                "one the champion with `nst promote VERSION`"
-            )
-        return _registered(champion)
+        champion = None
+        if tracking_server.is_set_up():
+            tracking_server.check()
+            champion = registry.champion()
+        return _builtin(builtin.DEFAULT) if champion is None else _registered(champion)
+    if model in builtin.builtin_names():  # a folder of that name is written ./NAME
+        return _builtin(model)
     if model.startswith("models:"):
         tracking_server.check()
         return _registered(registry.resolve(model))
     checkpoint_dir = fetch_checkpoint(model)
     return ResolvedModel(
         name=model, version=None, digest=model_digest(checkpoint_dir), checkpoint_dir=checkpoint_dir
+    )
+
+
+def _builtin(name: str) -> ResolvedModel:
+    """The installation is trusted as the code is: no golden pictures are drawn at each start."""
+    folder = builtin.builtin_checkpoint(name)
+    return ResolvedModel(
+        name=f"{name} (built in)", version=None, digest=model_digest(folder), checkpoint_dir=folder
     )
 
 
@@ -68,11 +77,12 @@ def fetch_checkpoint(uri: str) -> str:
         ValueError: there is no checkpoint.
     """
     if not storage.is_remote(uri):
-        folder = places.local_path(uri)
+        folder, names = places.local_path(uri), builtin.builtin_names()
         if not all((Path(folder) / file).is_file() for file in registry.MODEL_FILES):
             raise ValueError(
                 f"{uri} is no checkpoint (a folder with {' and '.join(registry.MODEL_FILES)}); a registered "
-                "model is written models:/nst@champion or models:/nst/3"
+                "model is written models:/nst@champion or models:/nst/3, and built in "
+                f"{'is' if len(names) == 1 else 'are'} {', '.join(names)}"
             )
         return folder
     identity = uri

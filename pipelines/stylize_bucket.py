@@ -37,7 +37,10 @@ FORMAT_OF_SUFFIX = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp
     help="A style picture; a folder or prefix stands for all its pictures. May be repeated.",
 )
 @click.option(
-    "--model", metavar="MODEL", help="models:/nst@champion, models:/nst/3, a checkpoint; default: champion."
+    "--model",
+    metavar="MODEL",
+    help="models:/nst@champion, models:/nst/3, a checkpoint, micro; default: the champion, or where there is "
+    "none micro, the model in the box.",
 )
 @click.option(
     "--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0: the content as it is."

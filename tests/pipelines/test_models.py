@@ -25,6 +25,7 @@ from torch import nn
 from infra import publishing, registry, storage, tracking_server
 from infra.tracking import TrackedRun
 from nst.approaches import UniganModel
+from nst.builtin import builtin_checkpoint
 from nst.checkpoint import model_digest, save_checkpoint
 from nst.config import TrainConfig, to_dict
 from nst.corpus import Corpus
@@ -103,10 +104,26 @@ def test_a_checkpoint_folder_is_a_model(tmp_path: Path) -> None:
         resolve_model("http://somewhere/else")
 
 
+def test_without_a_registry_the_model_in_the_box_is_the_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.chdir(tmp_path)
+    found = resolve_model()
+    assert found == resolve_model("micro")
+    assert (found.version, found.digest) == (None, model_digest(builtin_checkpoint()))
+    assert not list(tmp_path.iterdir()), "nothing is set up that nobody asked for"
+
+
+def test_a_registry_that_does_not_answer_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI"):
+        resolve_model()
+
+
 def test_a_registered_version_is_fetched_and_checked(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "checkpoint")
-    with pytest.raises(ValueError, match=r"no champion yet: .*nst promote VERSION"):
-        resolve_model()
+    assert resolve_model().name == "micro (built in)", "there is no champion yet"
     version = register_checkpoint(folder)
     assert register_checkpoint(folder) == version, "registered once"
     registry.set_alias("nst", "champion", version)

@@ -234,13 +234,6 @@ def test_versions_measured_on_different_pictures_are_not_compared(model: str, si
 
 
 @pytest.mark.faults
-def test_without_a_champion_a_person_is_told_what_to_do(model: str, site: Site) -> None:
-    told = nst("stylize", site.path("content"), site.path("out"), "--style", site.path("style"), exit_code=2)
-    assert "no champion yet" in told["error"]
-    assert "nst promote VERSION" in told["error"]
-
-
-@pytest.mark.faults
 def test_what_was_altered_in_the_bucket_is_not_used(
     mlflow: MlflowServer, site: Site, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
