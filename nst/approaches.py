@@ -86,7 +86,7 @@ class UniganLoss:
         bands: sliced Wasserstein distance of Haar bands.
         perceptual: content and style distances of VGG-19 features; needs its weights.
         perceptual_style: how many times as much the style's distance counts in it as the content's.
-        grid: energy at periods of 2 and 4 px above that of the frequencies around.
+        grid: energy at periods of 2 to 8 px above that of the frequencies around.
         metric: how artists are told apart: `matrix`, each row against all columns, or `pairs`, the pairwise
             margin loss on one positive and one negative a row.
         fakes_as_negatives: stylized pictures are columns of the encoder's matrix loss.

@@ -7,6 +7,7 @@ images, so that a batch cut into parts of one size has the mean of its parts' lo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -210,19 +211,20 @@ def low_band_structure(stylized: Tensor, content: Tensor, num_levels: int = 3) -
     return (structure(stylized) - structure(content)).abs().mean()
 
 
-def grid_pattern(images: Tensor) -> Tensor:
-    """Grids of period 2 and 4 px, as upsampling networks leave them: [N, 8], about 0 without, 1 for ten times
-    the energy of the frequencies around.
+def grid_pattern(images: Tensor, longest: int = 4) -> Tensor:
+    """Grids of periods 2, 4 and so on up to `longest` px, as upsampling networks leave them: [N, F], about 0
+    without, 1 for ten times the energy of the frequencies around.
 
-    log10 of the luminance's power at the frequencies {0, 1/4, 1/2} x {0, 1/4, 1/2} but (0, 0), each over the
-    mean power in a ring of 5 to 10 bins around it. A Hann window keeps the picture's borders out. JPEG files
-    score a little above 0: their blocks are 8 px.
+    log10 of the luminance's power at the multiples of 1 / `longest` from 0 to 1/2, along both axes but at
+    (0, 0), each over the mean power in a ring of 5 to 10 bins around it. A Hann window keeps the picture's
+    borders out. JPEG files score a little above 0: their blocks are 8 px.
 
     Args:
-        images: [N, 3, H, W], 32 px or more a side; their scale and offset make no difference.
+        images: [N, 3, H, W], 12 px times `longest` or more a side, or the rings hold the grids beside them;
+            scale and offset make no difference.
     """
     light = luminance(images)[:, 0]
-    height, width = (side - side % 4 for side in light.shape[1:])
+    height, width = (side - side % longest for side in light.shape[1:])
     light = light[:, :height, :width]
     window = torch.outer(
         torch.hann_window(height, device=light.device), torch.hann_window(width, device=light.device)
@@ -232,13 +234,22 @@ def grid_pattern(images: Tensor) -> Tensor:
     radius = torch.hypot(offsets[:, None].float(), offsets[None, :].float())
     peak, ring = (shape.float() for shape in (radius < 1.5, (radius >= 5) & (radius <= 10)))
     ratios = []
-    for row, column in [(i, j) for i in (0, 1, 2) for j in (0, 1, 2) if (i, j) != (0, 0)]:
-        rows = (row * height // 4 + offsets) % height
-        columns = (column * width // 4 + offsets) % width
+    for row, column in itertools.product(range(longest // 2 + 1), repeat=2):
+        if row == column == 0:
+            continue
+        rows = (row * height // longest + offsets) % height
+        columns = (column * width // longest + offsets) % width
         patch = power[:, rows][:, :, columns]
         at, around = ((patch * shape).sum(dim=(1, 2)) / shape.sum() for shape in (peak, ring))
         ratios.append(torch.log10((at + 1e-8) / (around + 1e-8)))
     return torch.stack(ratios, dim=1)
+
+
+def grid_loss(images: Tensor) -> Tensor:
+    """How much stronger grids of period 2 to 8 px are than the frequencies around them, where they are: 0 in
+    most photographs. [N, 3, H, W], 96 px or more a side; smaller ones are asked for periods up to 4 px."""
+    longest = 8 if min(images.shape[2:]) >= 96 else 4
+    return grid_pattern(images, longest).clamp(min=0).mean()
 
 
 def sliced_band_distance(

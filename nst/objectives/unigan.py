@@ -245,7 +245,7 @@ class Unigan(Objective):
                 "luminance": lambda: losses.low_band_structure(stylized, batch.content),
                 "bands": lambda: losses.sliced_band_distance(stylized, batch.style),
                 "perceptual": lambda: self._perceptual(stylized, batch),
-                "grid": lambda: losses.grid_pattern(stylized).clamp(min=0).mean(),
+                "grid": lambda: losses.grid_loss(stylized),
             }
         )
 
