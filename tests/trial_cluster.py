@@ -36,12 +36,14 @@ TINY = ["--preset", "smoke", "--set", "batch.size=32", "--set", "model.content_w
 RAY_PROCESSES = ("RayTrainWorker", "TrainController", "ProgressBoard")
 
 
-def wait_for(condition: Callable[[], Found], seconds: float, what: str = "it") -> Found:
+def wait_for(
+    condition: Callable[[], Found], seconds: float, what: str = "it", *, pause: float = 0.1
+) -> Found:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        time.sleep(0.1)
+        time.sleep(pause)
     raise AssertionError(f"{what} does not come in {seconds:.0f} s")
 
 
@@ -201,7 +203,10 @@ class Submitted:
         assert self.process is not None
         process = self.process
         wait_for(
-            lambda: done(self) >= share * self.num_images or process.poll() is not None, seconds, "progress"
+            lambda: done(self) >= share * self.num_images or process.poll() is not None,
+            seconds,
+            "progress",
+            pause=0.5,  # asking costs CPU, which the training would miss
         )
         assert process.poll() is None, process.communicate()[0]
 
