@@ -95,7 +95,8 @@ class Stylizer:
     ) -> Stylizer:
         """From a checkpoint folder (model.safetensors, config.json); None: the model in the box. `device`
         None: a GPU if there is one."""
-        checkpoint_dir = checkpoint_dir or builtin_checkpoint()
+        if checkpoint_dir is None:
+            checkpoint_dir = builtin_checkpoint()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         generator = load_generator(checkpoint_dir, device=device)
         return cls(generator, digest=model_digest(checkpoint_dir), dtype=dtype)
