@@ -26,9 +26,10 @@ from typing import Any
 from infra.storage import ObjectInfo
 from nst.ledger import FAILURES_SCHEMA, LEDGER_SCHEMA, write_rows
 from nst.planning import ShardPlan, ShardSettings, shard_edges
-from pipelines.catalogue import DEFAULT_MEMORY_MB, NUM_THREADS, Catalogue, open_catalogue
+from pipelines.catalogue import Catalogue, open_catalogue
 from pipelines.console import Progress
 from pipelines.corpus_inputs import fill
+from pipelines.database import DEFAULT_MEMORY_MB, NUM_THREADS
 from pipelines.shard_corpus import shard_corpus  # noqa: F401 - a driver has all of it in memory
 
 RESULTS = Path(__file__).parent / "results"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import secrets
 import shutil
@@ -13,8 +12,6 @@ import stat as stat_modes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
-
-log = logging.getLogger(__name__)
 
 # What the names of a file that is being written and of a lock begin and end with.
 TEMPORARY, LOCK = (".nst-", ".tmp"), (".nst-", ".lock")
@@ -47,14 +44,19 @@ def file_status(path: str) -> os.stat_result | None:
     return status if stat_modes.S_ISREG(status.st_mode) else None
 
 
-def write(path: str, source: bytes | IO[bytes], *, if_absent: bool) -> bool:
+def write(path: str, source: bytes | IO[bytes], *, if_absent: bool, within: str | None = None) -> bool:
     """Writes a whole file or nothing: temporary file, fsync, then rename (or link, which refuses to replace).
+
+    Args:
+        within: a folder above `path`; no link below it is followed (an OSError says so).
 
     Returns:
         False if `if_absent` and the file was there already.
     """
     target = Path(path)
     with naming(path):
+        if within is not None:
+            _refuse_links(target.parent, within)
         target.parent.mkdir(parents=True, exist_ok=True)
         if if_absent and target.exists():
             return False
@@ -66,6 +68,19 @@ def write(path: str, source: bytes | IO[bytes], *, if_absent: bool) -> bool:
             file.flush()
             os.fsync(file.fileno())
             return publish(temporary, target, if_absent=if_absent)
+
+
+def read(path: str, *, within: str | None = None) -> bytes:
+    """The whole file. No link leads out of the folder `within` (an OSError says so)."""
+    if within is not None and not Path(path).resolve().is_relative_to(Path(within).resolve()):
+        raise OSError(errno.ELOOP, f"a link leads out of {within}; remove it", path)
+    with naming(path):
+        return Path(path).read_bytes()
+
+
+def _refuse_links(folder: Path, within: str) -> None:
+    if folder.resolve() != Path(within).resolve() / os.path.relpath(folder, within):
+        raise OSError(errno.ELOOP, f"a link leads elsewhere from below {within}; remove it", str(folder))
 
 
 @contextlib.contextmanager
@@ -90,8 +105,10 @@ def _temporary_file(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
 def remove_abandoned(folder: str) -> None:
     """Removes the temporary files and locks below `folder` whose writers were killed; those of living ones
     stay."""
-    for prefix, suffix in (TEMPORARY, LOCK):
-        for path in Path(folder).rglob(f"{prefix}*{suffix}"):
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names if name.startswith(TEMPORARY[0])):
+            if not path.name.endswith((TEMPORARY[1], LOCK[1])) or path.is_symlink():
+                continue
             with contextlib.suppress(OSError), path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_open_file(file, path):  # else it is another's by now, under the same name
@@ -161,14 +178,13 @@ def publish(temporary: Path, target: Path, *, if_absent: bool = False) -> bool:
     return True
 
 
-def walk(root: str, *, include_hidden: bool) -> Iterator[tuple[str, os.stat_result]]:
+def walk(root: str, *, include_hidden: bool) -> Iterator[tuple[str, os.stat_result | None]]:
     """(posix path relative to `root`, status) of every file below `root`, in plain string order of the paths.
 
-    One folder's names are in memory at a time (and its parents'). Links to folders are not entered, and links
-    to files only where the file lies inside `root`; how many were left out is logged.
+    One folder's names are in memory at a time (and its parents'). The status is None for what is not to be
+    followed or opened: links to folders, to nothing or to files outside of `root`, and what is no file.
     """
     resolved_root = os.path.realpath(root)
-    num_left_out = 0
     pending = [_entries(resolved_root, "", include_hidden)]
     while pending:
         entry = next(pending[-1], None)
@@ -179,17 +195,13 @@ def walk(root: str, *, include_hidden: bool) -> Iterator[tuple[str, os.stat_resu
         try:
             if item.is_symlink():
                 inside = os.path.realpath(item.path).startswith(resolved_root.rstrip("/") + "/")
-                if not inside or not item.is_file():
-                    num_left_out += 1
-                    continue
-            if item.is_dir():
+                yield key, item.stat() if inside and item.is_file() else None
+            elif item.is_dir():
                 pending.append(_entries(item.path, key + "/", include_hidden))
-            elif item.is_file():
-                yield key, item.stat()
+            else:
+                yield key, item.stat() if item.is_file() else None
         except FileNotFoundError:
             continue  # it went away while we walked
-    if num_left_out:
-        log.warning("%s: left out %d links that lead to folders or out of it", root, num_left_out)
 
 
 def _entries(folder: str, prefix: str, include_hidden: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:

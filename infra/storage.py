@@ -29,12 +29,14 @@ NUM_CONFLICTS = 3
 @dataclass(frozen=True, kw_only=True)
 class ObjectInfo:
     """One object. `key` is its posix path relative to the root that was listed (the last part of the URI
-    where nothing was listed); `etag` changes when the object is written again."""
+    where nothing was listed); `etag` changes when the object is written again. `is_unsafe`: not to be read,
+    for it is a link out of the folder that was listed, to a folder or to nothing, or no file at all."""
 
     uri: str
     key: str
     num_bytes: int
     etag: str
+    is_unsafe: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,28 @@ class ObjectStorage:
 
 
 def list_objects(
-    uri: str, *, suffixes: tuple[str, ...] | None = None, include_hidden: bool = False
+    uri: str,
+    *,
+    suffixes: tuple[str, ...] | None = None,
+    include_hidden: bool = False,
+    include_unsafe: bool = False,
 ) -> Iterator[ObjectInfo]:
     """Every object below `uri` in plain string order of the keys, lazily; nothing there gives nothing.
 
     A `uri` that names one object gives that object. Hidden parts (`.name`) and keys below `_nst/` are left
-    out unless `include_hidden`. `suffixes` are compared without case (".jpg"). Links that lead out of a
-    local folder are not followed.
+    out unless `include_hidden`; what is unsafe is counted in the log, unless `include_unsafe`. `suffixes` are
+    compared without case (".jpg").
     """
-    wanted = tuple(suffix.lower() for suffix in suffixes) if suffixes else ("",)
+    wanted, num_left_out = tuple(suffix.lower() for suffix in suffixes or ("",)), 0
     for found in (_list_s3 if is_remote(uri) else _list_local)(uri, include_hidden):
-        if found.key.lower().endswith(wanted) and (include_hidden or not _is_hidden(found.key)):
+        if not found.key.lower().endswith(wanted) or (not include_hidden and _is_hidden(found.key)):
+            continue
+        if found.is_unsafe and not include_unsafe:
+            num_left_out += 1
+        else:
             yield found
+    if num_left_out:
+        log.warning("%s: left out %d links that lead to folders or out of it", uri, num_left_out)
 
 
 def _is_hidden(key: str) -> bool:
@@ -76,8 +88,11 @@ def _list_local(uri: str, include_hidden: bool) -> Iterator[ObjectInfo]:
         yield single
     elif Path(root).is_dir():
         for key, status in local_files.walk(root, include_hidden=include_hidden):
-            etag = local_files.etag_of(status)
-            yield ObjectInfo(uri=join(root, key), key=key, num_bytes=status.st_size, etag=etag)
+            if status is None:
+                yield ObjectInfo(uri=join(root, key), key=key, num_bytes=0, etag="", is_unsafe=True)
+            else:
+                etag = local_files.etag_of(status)
+                yield ObjectInfo(uri=join(root, key), key=key, num_bytes=status.st_size, etag=etag)
 
 
 def _list_s3(uri: str, include_hidden: bool) -> Iterator[ObjectInfo]:
@@ -134,11 +149,14 @@ def exists(uri: str) -> bool:
     return stat(uri) is not None
 
 
-def read_bytes(uri: str) -> bytes:
-    """The whole object. Raises FileNotFoundError where there is none."""
+def read_bytes(uri: str, *, within: str | None = None) -> bytes:
+    """The whole object. Raises FileNotFoundError where there is none.
+
+    Args:
+        within: a place above `uri`; an OSError is raised where a link leads out of that folder.
+    """
     if not is_remote(uri):
-        with local_files.naming(uri):
-            return Path(places.local_path(uri)).read_bytes()
+        return local_files.read(places.local_path(uri), within=_local_or_none(within))
     bucket, key = places.bucket_and_object(uri)
 
     def fetch() -> bytes:
@@ -194,10 +212,15 @@ def download_dir(uri: str, folder: str) -> None:
 # Writing
 
 
-def write_bytes(uri: str, data: bytes, *, if_absent: bool = False) -> bool:
-    """Writes the whole object at once. Returns False if `if_absent` and there was one, which then stays."""
+def write_bytes(uri: str, data: bytes, *, if_absent: bool = False, within: str | None = None) -> bool:
+    """Writes the whole object at once. Returns False if `if_absent` and there was one, which then stays.
+
+    Args:
+        within: a place above `uri`; an OSError is raised where a link leads elsewhere from below that folder.
+    """
     if not is_remote(uri):
-        return local_files.write(places.local_path(uri), data, if_absent=if_absent)
+        path, folder = places.local_path(uri), _local_or_none(within)
+        return local_files.write(path, data, if_absent=if_absent, within=folder)
     bucket, key = places.bucket_and_object(uri)
     with s3.errors(uri):
         if if_absent:
@@ -290,6 +313,10 @@ def check_access(uri: str) -> None:
             raise OSError(errno.EIO, "reads back other bytes than were written", probe)
     finally:
         delete(probe)
+
+
+def _local_or_none(uri: str | None) -> str | None:
+    return None if uri is None else places.local_path(uri)
 
 
 # The store behind s3://

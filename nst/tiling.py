@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 GUARD = 1 / 4  # of the overlap: what is left out at each end of it
+ROWS_AT_ONCE = 256  # written to the result
 
 
 def spans(length: int, tile: int, overlap: int, stride: int) -> list[tuple[int, int]]:
@@ -39,6 +40,15 @@ def window(span: tuple[int, int], length: int, overlap: int) -> Tensor:
     return weights
 
 
+def shares(intervals: list[tuple[int, int]], length: int, overlap: int) -> list[Tensor]:
+    """The share of each interval at each of its positions: their windows, made to sum to 1 everywhere."""
+    windows = [window(span, length, overlap) for span in intervals]
+    total = torch.zeros(length)
+    for (start, stop), weights in zip(intervals, windows, strict=True):
+        total[start:stop] += weights
+    return [weights / total[slice(*span)] for span, weights in zip(intervals, windows, strict=True)]
+
+
 def render_in_tiles(
     picture: Tensor,
     render: Callable[[Tensor], Tensor],
@@ -54,29 +64,23 @@ def render_in_tiles(
     Args:
         picture: [3, H, W] of any type.
         render: a tile of the picture [3, h, w] -> float [3, h, w] on the CPU.
-        write: float [3, h, W] -> the type of the result.
+        write: float [3, h, W] -> the type of the result, which has the picture's.
         tile, overlap, stride: px, as in `spans`.
     """
     height, width = picture.shape[1:]
     rows, columns = spans(height, tile, overlap, stride), spans(width, tile, overlap, stride)
-    across = [window(span, width, overlap) for span in columns]
-    result: Tensor | None = None
-    strip, weight = torch.empty(0), torch.empty(0)
+    down, along = shares(rows, height, overlap), shares(columns, width, overlap)
+    result = torch.empty_like(picture)
+    above = torch.empty(3, 0, width)  # of the tiles that went before, what this strip shares with them
     for index, (top, bottom) in enumerate(rows):
-        previous_strip, previous_weight = strip, weight
-        strip, weight = torch.zeros(3, bottom - top, width), torch.zeros(bottom - top, width)
-        if index:
-            shared = rows[index - 1][1] - top
-            strip[:, :shared], weight[:shared] = previous_strip[:, -shared:], previous_weight[-shared:]
-        down = window((top, bottom), height, overlap)
-        for (left, right), along in zip(columns, across, strict=True):
-            share = torch.outer(down, along)
-            strip[:, :, left:right] += render(picture[:, top:bottom, left:right]) * share
-            weight[:, left:right] += share
+        strip = torch.zeros(3, bottom - top, width)
+        strip[:, : above.shape[1]] = above
+        for (left, right), share in zip(columns, along, strict=True):
+            tile_done = render(picture[:, top:bottom, left:right])
+            strip[:, :, left:right] += tile_done * torch.outer(down[index], share)
         num_done = (rows[index + 1][0] if index + 1 < len(rows) else bottom) - top
-        done = write(strip[:, :num_done] / weight[:num_done])
-        if result is None:
-            result = torch.empty((3, height, width), dtype=done.dtype)
-        result[:, top : top + num_done] = done
-    assert result is not None
+        above = strip[:, num_done:].clone()
+        for start in range(0, num_done, ROWS_AT_ONCE):
+            stop = min(start + ROWS_AT_ONCE, num_done)
+            result[:, top + start : top + stop] = write(strip[:, start:stop])
     return result

@@ -44,7 +44,7 @@ def parse_record(data: bytes, uri: str) -> dict[str, Any]:
     try:
         content = json.loads(data)
         _ = content["model"]["digest"], content["started_at"], settings_line(content), use_of(content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OSError(f"{uri} is no record of a stylized bucket ({error!r}); stylize into it again") from None
     return content
 
@@ -60,7 +60,7 @@ class BucketRecord:
     """
 
     def __init__(self, out_uri: str, facts: Mapping[str, Any]) -> None:
-        self._uri = record_uri(out_uri)
+        self._out_uri, self._uri = out_uri, record_uri(out_uri)
         try:
             self._before = read_record(out_uri)
         except OSError:
@@ -110,7 +110,8 @@ class BucketRecord:
         self._write()
 
     def _write(self) -> None:
-        storage.write_bytes(self._uri, json.dumps(self._content, indent=2, ensure_ascii=False).encode())
+        content = json.dumps(self._content, indent=2, ensure_ascii=False)
+        storage.write_bytes(self._uri, content.encode(), within=self._out_uri)
 
 
 def use_of(record: Mapping[str, Any]) -> Use | None:

@@ -17,24 +17,16 @@ in its tables; queries are asked for counts, or for one shard's images at a time
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import duckdb
 import pyarrow as pa
 
-from infra import scratch
 from nst.ledger import FAILURES_SCHEMA, LEDGER_SCHEMA, NO_SHARD, ROWS_PER_GROUP
 from nst.planning import NO_LABEL, SourceImage
 from nst.shards import UNREADABLE, Failure
+from pipelines.database import Database, open_database
 
-INTERRUPTED = "Query interrupted"  # what DuckDB makes of Ctrl-C
-DISK_LIMIT = "max_temp_directory_size"  # is in its message where the disk is full, not the memory
-MEMORY_VARIABLE = "NST_PLAN_MEMORY_MB"
-DEFAULT_MEMORY_MB = "400"  # enough for more than ten million inputs
-NUM_THREADS = 2
 # Of text columns, strings compare by their UTF-8 bytes: the order of Python's strings and of object stores.
 FOUND_SCHEMA = pa.schema(
     [("source", pa.string()), ("num_bytes", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
@@ -66,57 +58,15 @@ class Reason(NamedTuple):
 def open_catalogue() -> Iterator[Catalogue]:
     """An empty catalogue, which goes with its folder at the end. Raises OSError, which says what helps, if
     the disk or the memory is too small for what is put into it."""
-    memory_mb = _memory_mb()
-    with (
-        scratch.folder("nst-plan-") as folder,
-        _translated_errors(folder, memory_mb),
-        duckdb.connect(
-            f"{folder}/catalogue.duckdb",
-            config={
-                "memory_limit": f"{memory_mb}MB",
-                "threads": NUM_THREADS,
-                "temp_directory": f"{folder}/spilled",
-                "autoinstall_known_extensions": False,
-            },
-        ) as connection,
-    ):
-        yield Catalogue(connection, folder)
+    with open_database("nst-plan-") as database:
+        yield Catalogue(database)
 
 
-@contextlib.contextmanager
-def _translated_errors(folder: str, memory_mb: int) -> Iterator[None]:
-    try:
-        yield
-    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-        what = str(error).splitlines()[0]
-        if isinstance(error, duckdb.OutOfMemoryException) and DISK_LIMIT not in str(error):
-            raise OSError(
-                errno.ENOMEM,
-                f"so many inputs need more than {memory_mb} MB to plan in; set {MEMORY_VARIABLE} to twice as "
-                f"much ({what})",
-            ) from error
-        raise OSError(
-            errno.ENOSPC, f"no room to plan in; set TMPDIR to a folder on a larger disk ({what})", folder
-        ) from error
-    except RuntimeError as error:
-        if str(error) != INTERRUPTED:
-            raise
-        raise KeyboardInterrupt from error
-
-
-def _memory_mb() -> int:
-    text = os.environ.get(MEMORY_VARIABLE, DEFAULT_MEMORY_MB)
-    if not text.isdecimal() or int(text) < 50:
-        raise ValueError(f"{MEMORY_VARIABLE} is {text!r}; give a number of megabytes from 50, such as 1000")
-    return int(text)
-
-
-class Catalogue:
+class Catalogue(Database):
     """The tables, and what is asked of them. `folder` is for files of the same size."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, folder: str) -> None:
-        self.folder = folder
-        self._connection = connection
+    def __init__(self, database: Database) -> None:
+        super().__init__(database.connection, database.folder)
         for name, schema in {**TABLES, "known": LEDGER_SCHEMA}.items():
             columns = ", ".join(f"{field.name} {SQL_TYPES[field.type]}" for field in schema)
             self.run(f"CREATE TABLE {name} ({columns})")
@@ -124,32 +74,20 @@ class Catalogue:
 
     # Asking
 
-    def run(self, sql: str, *values: object) -> None:
-        self._connection.execute(sql, list(values))
-
-    def one(self, sql: str, *values: object) -> Any:
-        """The first column of the first row; None if there is no row."""
-        return next((row[0] for row in self.rows(sql, *values)), None)
-
-    def rows(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        return self._connection.execute(sql, list(values)).fetchall()
-
-    def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """The rows as they come; other statements may run meanwhile."""
-        with contextlib.closing(self._connection.cursor()) as cursor:
-            yield from cursor.sql(sql).to_arrow_reader(ROWS_PER_GROUP)
+    def stream(self, sql: str, num_rows: int = ROWS_PER_GROUP) -> Iterator[pa.RecordBatch]:
+        yield from super().stream(sql, num_rows)
 
     def insert(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Appends rows to one of TABLES."""
-        self._connection.register("batch", pa.table(dict(columns), schema=TABLES[table]))
+        self.connection.register("batch", pa.table(dict(columns), schema=TABLES[table]))
         self.run(f"INSERT INTO {table} FROM batch")
-        self._connection.unregister("batch")
+        self.connection.unregister("batch")
 
     def keep(self, table: str, rows: pa.Table) -> None:
         """Makes a table of these rows."""
-        self._connection.register("batch", rows)
+        self.connection.register("batch", rows)
         self.run(f"CREATE TABLE {table} AS FROM batch")
-        self._connection.unregister("batch")
+        self.connection.unregister("batch")
 
     # Filling
 
@@ -188,13 +126,13 @@ class Catalogue:
     def load_ledger(self, path: str, failures_path: str | None) -> None:
         """Makes `known` of a ledger, which is read where it lies. An old one has no reasons: they are in its
         `failures.parquet`."""
-        ledger = self._connection.read_parquet(path)
+        ledger = self.connection.read_parquet(path)
         self.run("DROP TABLE known")
         if failures_path is None:
             ledger.create_view("known")
             return
         ledger.create_view("old_ledger")
-        self._connection.read_parquet(failures_path).create_view("old_failures")
+        self.connection.read_parquet(failures_path).create_view("old_failures")
         self.run(
             """CREATE TABLE known AS SELECT source, label, num_bytes, shard, nullif(sha256, '') AS sha256,
             NULL::UBIGINT AS near_hash, reason, detail

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 
 from PIL import ExifTags, Image
 
@@ -18,7 +16,6 @@ KEPT_OF_THE_PHOTO = (
     *(BASE.DateTimeDigitized, BASE.OffsetTimeOriginal, BASE.ExposureBiasValue, BASE.Flash, BASE.FocalLength),
     *(BASE.FocalLengthIn35mmFilm, BASE.LensMake, BASE.LensModel),
 )
-FORMATS_THAT_KEEP = ("jpg", "png")
 MAX_SEGMENT = 65_533
 
 
@@ -39,14 +36,3 @@ def kept_exif(data: bytes) -> bytes | None:
         return None
     has_any = len(kept) > 0 or len(kept.get_ifd(ExifTags.IFD.Exif)) > 0
     return block if has_any and len(block) <= MAX_SEGMENT else None
-
-
-def with_exif(encoded: bytes, exif: bytes, format: str) -> bytes:
-    """A JPEG or PNG file with an EXIF block (`Exif\\0\\0` and TIFF) put into it."""
-    if format == "jpg":
-        return encoded[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + encoded[2:]
-    assert format == "png", format
-    body = b"eXIf" + exif.removeprefix(b"Exif\0\0")
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    after_header = 8 + 25  # signature, IHDR
-    return encoded[:after_header] + chunk + encoded[after_header:]

@@ -1,116 +1,149 @@
-"""gallery.html of a stylized bucket: before, style and after of a selection, and what failed."""
+"""gallery.html of a stylized bucket: before, style and after of the newest pictures, and what failed."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import importlib.resources
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from infra import places, storage
 from nst.grids import data_uri, square, thumbnail
 from nst.images import ImageError, open_image, over_white
-from pipelines.ledger import DONE, FAILED
+from pipelines.ledger import DONE, FAILED, Contents
 from pipelines.pages import fact_list, page, text
 from pipelines.styles import StylePicture
 from pipelines.stylize_plan import Look
 
-MAX_PICTURES = 60  # some 40 KB each
+MAX_PICTURES = 60  # some 60 KB each
 MAX_FAILURES = 500
 MAX_STYLE_THUMBNAILS = 100
-PICTURE_SIDE, STYLE_SIDE = 420, 180  # px
+PICTURE_SIDE, STYLE_SIDE = 480, 160  # px
+WIDEST = 2.5  # width : height of a picture's place in the page; what is wider, or as high, gets margins
 NUM_READS_AT_ONCE = 4
 
 
 def write_gallery(
     out_uri: str,
-    rows: pa.Table,
+    contents: Contents,
     styles: Sequence[StylePicture],
     looks: Sequence[Look],
     facts: Mapping[str, Any],
 ) -> str:
-    """Writes OUT/_nst/gallery.html from the ledger's rows; returns its URI.
+    """Writes OUT/_nst/gallery.html; returns its URI.
 
-    At most 60 pictures, spread evenly over the ledger, and 500 failures are in it; it says so. `styles` and
-    `looks` are those of the latest run: pictures in an older style are shown without it.
+    Of `contents`, the newest 60 pictures and 500 failures are in it; it says what it leaves out. `styles` and
+    `looks` are those of the latest run: pictures in an older style are shown without it, and pictures of
+    another SOURCE without what they were made of.
     """
-    entries = rows.to_pylist()
-    done = [entry for entry in entries if entry["status"] == DONE]
-    failed = [entry for entry in entries if entry["status"] == FAILED]
-    chosen = _spread(done, MAX_PICTURES)
+    newest = contents.rows.sort_by([("finished_at", "descending"), ("output", "ascending")]).to_pylist()
+    done = [entry for entry in newest if entry["status"] == DONE][:MAX_PICTURES]
+    failed = [entry for entry in newest if entry["status"] == FAILED][:MAX_FAILURES]
+    num_done, num_failed = (contents.counts.get(status, 0) for status in (DONE, FAILED))
     with ThreadPoolExecutor(NUM_READS_AT_ONCE) as pool:
-        cards = list(pool.map(lambda entry: _card(entry, out_uri, looks), chosen))
-    shown_looks = sorted({entry["style"] for entry in chosen + failed[:MAX_FAILURES] if entry["style"]})
+        cards = list(pool.map(lambda entry: _card(entry, out_uri, facts["source"], looks), done))
+    shown_looks = sorted({entry["style"] for entry in done + failed if entry["style"]})
+    reasons = Counter(entry["reason"].replace("_", " ") for entry in failed)
+    folder = importlib.resources.files("pipelines") / "templates"
+    script = (folder / "gallery.js").read_text(encoding="utf-8")
     content = page(
         "gallery.html",
         title=text(f"{places.name(out_uri)} – stylized"),
+        policy=_policy(script),
         heading=text(places.name(out_uri)),
-        lead=text(_lead(done, failed)),
+        lead=text(_lead(num_done, num_failed)),
         facts=fact_list(_facts(facts, done, looks)),
         style_css=_style_css(styles, looks),
-        num_shown=str(len(chosen) + len(failed[:MAX_FAILURES])),
-        num_shown_done=str(len(chosen)),
-        num_shown_failed=str(len(failed[:MAX_FAILURES])),
+        num_all=f"{num_done + num_failed:,}",
+        num_done=f"{num_done:,}",
+        num_failed=f"{num_failed:,}",
         look_options="".join(f'<option value="{text(name)}">{text(name)}</option>' for name in shown_looks),
+        looks_hidden="" if len(shown_looks) > 1 else " hidden",
         cards="\n".join(cards),
-        failures="\n".join(_failure(entry) for entry in failed[:MAX_FAILURES]),
+        failures="\n".join(_failure(entry) for entry in failed),
         failures_hidden="" if failed else " hidden",
-        footer=text(_footer(len(chosen), len(done), len(failed))),
+        reasons=text(", ".join(f"{num} {name}" for name, num in reasons.most_common())),
+        left_out=text(_left_out({"pictures": (len(done), num_done), "failures": (len(failed), num_failed)})),
+        script=script,
     )
     uri = places.join(out_uri, "_nst", "gallery.html")
-    storage.write_bytes(uri, content.encode())
+    storage.write_bytes(uri, content.encode(), within=out_uri)
     return uri
 
 
-def _spread(entries: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:
-    """`num` entries at even distances, the first and the last among them."""
-    if len(entries) <= num:
-        return entries
-    return [entries[round(index * (len(entries) - 1) / (num - 1))] for index in range(num)]
+def _policy(script: str) -> str:
+    """What a browser may do with the page: run this script, show pictures that are in it, and nothing else,
+    whatever a file's name tries."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rules = [
+        "default-src 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digest}'",
+    ]
+    return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
 
 
-def _card(entry: dict[str, Any], out_uri: str, looks: Sequence[Look]) -> str:
-    after = _picture(places.join(out_uri, entry["output"]))
-    before = _picture(entry["source"])
+def _card(entry: dict[str, Any], out_uri: str, source_uri: str, looks: Sequence[Look]) -> str:
+    output, source = entry["output"], entry["source"]
+    after = _picture(f"{out_uri.rstrip('/')}/{output}", out_uri)
+    before = _picture(source, source_uri)
     name, style = text(entry["key"]), text(entry["style"])
     numbers = [index for index, look in enumerate(looks) if look.digest == entry["style_digest"]]
     style_class = f"style s{numbers[0]}" if numbers else "style"
-    size = f"{entry['width']} × {entry['height']}"
-    return f"""<figure class="card" data-name="{name}" data-look="{style}">
-<div class="pair">
-<img class="after" src="{after}" alt="{name}, stylized">
-<img class="before" src="{before}" alt="{name}, original">
+    width, height = max(1, entry["width"]), max(1, entry["height"])
+    note = f" · {text(entry['note'])}" if entry["note"] else ""
+    ratio = min(WIDEST, max(1 / WIDEST, width / height))
+    pictures = _image("after", after, f"{name}, stylized")
+    if before:
+        pictures += f"""
+{_image("before", before, f"{name}, original")}
 <span class="middle {style_class}" role="img" aria-label="{style}"></span>
-<span class="knob"></span>
-<input type="range" value="50" aria-label="How much of the original shows">
+<span class="tag left">Original</span><span class="tag right">Stylized</span><span class="knob"></span>
+<input type="range" value="50" aria-label="How much of the original shows">"""
+    return f"""<figure class="card" data-name="{name}" data-look="{style}" style="--ratio: {ratio:.3f}">
+<div class="pair">
+{pictures}
 </div>
 <figcaption>
 <span class="{style_class}"></span>
-<div><div class="name" title="{name}">{name}</div><div class="quiet small name">{style}</div></div>
-<span class="quiet small size">{size}</span>
+<div><a class="name" href="../{text(quote(output))}" title="{name}">{name}</a>
+<div class="quiet small name">{style} · {width} × {height}{note}</div></div>
 </figcaption>
 </figure>"""
 
 
-def _picture(uri: str) -> str:
-    """A thumbnail as a data: URI; a grey one where the picture is gone or was replaced by something else."""
+def _image(name: str, picture: str, description: str) -> str:
+    if not picture:
+        return f'<span class="{name} gone">gone since</span>'
+    return f'<img class="{name}" src="{picture}" alt="{description}">'
+
+
+def _picture(uri: str, root: str) -> str:
+    """A thumbnail as a data: URI; empty where the picture is gone, is none any more, or lies outside of
+    `root`: whoever can write into OUT can write into its ledger."""
+    is_below = uri == root or uri.startswith(root.rstrip("/") + "/")
+    if not is_below or ".." in uri.split("/"):
+        return ""
     try:
-        opened = open_image(storage.read_bytes(uri), shorter_side=PICTURE_SIDE)
+        opened = open_image(storage.read_bytes(uri, within=root), shorter_side=PICTURE_SIDE)
     except (OSError, ImageError):
-        return data_uri(np.full((90, 120, 3), 128, np.uint8))
+        return ""
     return data_uri(thumbnail(np.asarray(over_white(opened.rgb, opened.alpha)), PICTURE_SIDE))
 
 
 def _failure(entry: dict[str, Any]) -> str:
-    name, style = text(entry["key"]), text(entry["style"])
+    name, style, reason = text(entry["key"]), text(entry["style"]), text(entry["reason"].replace("_", " "))
     return (
         f'<tr data-name="{name}" data-look="{style}"><td class="wrap">{name}</td><td>{style}</td>'
-        f'<td class="bad">{text(entry["reason"])}</td><td class="wrap">{text(entry["error"])}</td></tr>'
+        f'<td class="bad">{reason}</td><td class="wrap">{text(entry["error"])}</td></tr>'
     )
 
 
@@ -134,14 +167,9 @@ def _stripes(pictures: Sequence[NDArray[np.uint8]], weights: Sequence[float]) ->
     return sheet
 
 
-def _lead(done: list[dict[str, Any]], failed: list[dict[str, Any]]) -> str:
-    num_styles = len({entry["style"] for entry in done})
-    styles = f" in {num_styles} styles" if num_styles > 1 else ""
-    return f"{_number(len(done), 'picture')} stylized{styles}" + (f", {len(failed)} failed" if failed else "")
-
-
-def _number(num: int, noun: str) -> str:
-    return f"{num:,} {noun}{'' if num == 1 else 's'}"
+def _lead(num_done: int, num_failed: int) -> str:
+    stylized = f"{num_done:,} {'picture' if num_done == 1 else 'pictures'} stylized"
+    return stylized + (f", {num_failed:,} failed" if num_failed else "")
 
 
 def _facts(facts: Mapping[str, Any], done: list[dict[str, Any]], looks: Sequence[Look]) -> dict[str, object]:
@@ -155,19 +183,14 @@ def _facts(facts: Mapping[str, Any], done: list[dict[str, Any]], looks: Sequence
     }
     if len(looks) > 1:
         shown["Pairing"] = facts["pairing"]
-    kinds = Counter(PurePosixPath(entry["key"]).suffix.lower() or "no suffix" for entry in done)
-    if kinds:
-        shown["Inputs"] = ", ".join(f"{num} {kind}" for kind, num in kinds.most_common(6))
+    if done:
         seconds = sorted(entry["seconds"] for entry in done)
-        shown["Time"] = f"{seconds[len(seconds) // 2]:.2g} s a picture (median)"
-        shown["Finished"] = max(entry["finished_at"] for entry in done).strftime("%Y-%m-%d %H:%M UTC")
+        shown["Time"] = f"{seconds[len(seconds) // 2]:.2g} s a picture"
+        shown["Finished"] = done[0]["finished_at"].strftime("%Y-%m-%d %H:%M UTC")
     return shown
 
 
-def _footer(num_chosen: int, num_done: int, num_failed: int) -> str:
-    sentences = ["This page needs no other file. Every item is in the ledger beside it, ledger/*.parquet."]
-    if num_chosen < num_done:
-        sentences.append(f"It shows {num_chosen} of {num_done:,} pictures, spread evenly.")
-    if num_failed > MAX_FAILURES:
-        sentences.append(f"It lists {MAX_FAILURES} of {num_failed:,} failures.")
-    return " ".join(sentences)
+def _left_out(shown: Mapping[str, tuple[int, int]]) -> str:
+    """What of the bucket is not in the page; empty if all is."""
+    parts = [f"{num:,} of {total:,} {noun}" for noun, (num, total) in shown.items() if num < total]
+    return f"This page shows the newest: {' and '.join(parts)}. The ledger has them all." if parts else ""

@@ -3,30 +3,41 @@
 While a run goes on it adds parts; the newest row of an item counts. At its end the parts are merged, so
 that the ledger holds one row an item. A killed run loses the rows of the last seconds only, whose items are
 then done again.
+
+Several runs may write, read and merge at once. A part never changes under its name. A merge reads parts,
+writes what they say into new ones, and only then removes those that it read, so that at any moment every row
+that counts is in some part. Whoever reads finds in new parts what vanished before its eyes. All it can come
+to is a row that is there twice until the next merge.
+
+Tables on disk hold what is read, so that memory does not grow with the ledger.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import io
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
+from pipelines.database import Database, open_database
 
 ROWS_IN_A_PART = 1000
 SECONDS_BETWEEN_PARTS = 10.0
 ROWS_IN_A_MERGED_PART = 100_000
+NUM_MERGES = 3  # where others merge at the same time
+NUM_LOOKS = 100  # at parts that another run's merges keep replacing
 
 DONE, FAILED, IGNORED = "done", "failed", "ignored"
+# What makes a row an item's: its output, or its key if it may not have one; no output begins with a slash.
+IDENTITY = "CASE WHEN output = '' THEN '/' || key ELSE output END"
+COLUMNS_ADDED_LATER = {"note": ""}
 
 SCHEMA = pa.schema(
     [
@@ -43,6 +54,7 @@ SCHEMA = pa.schema(
         ("status", pa.string()),
         ("reason", pa.string()),
         ("error", pa.string()),
+        ("note", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("seconds", pa.float32()),
@@ -57,8 +69,9 @@ SCHEMA = pa.schema(
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
     """One item. `key` and `output` are paths relative to SOURCE and OUT; `width` and `height` (px) and
-    `output_sha256` are of the output; `reason` is a word that can be counted, `error` a line for people.
-    status is done, failed, or ignored (no picture). What never reached a worker has no output."""
+    `output_sha256` are of the output; `reason` is a word that can be counted, `error` a line for people;
+    `note` is a line about one that went well (of an animation, the first frame). status is done, failed, or
+    ignored (no picture). What never reached a worker has no output."""
 
     key: str
     output: str
@@ -73,6 +86,7 @@ class LedgerRow:
     status: str
     reason: str = ""
     error: str = ""
+    note: str = ""
     width: int = 0
     height: int = 0
     seconds: float = 0.0
@@ -82,47 +96,37 @@ class LedgerRow:
     finished_at: datetime.datetime
 
 
-class Known(NamedTuple):
-    """What a rerun needs to know about an item."""
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a ledger says: the number of items of each status, and some rows."""
 
-    fingerprint: bytes
-    status: str
-    output_num_bytes: int
+    counts: Mapping[str, int]
+    rows: pa.Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    parts: list[str]
+    has_older: bool
 
 
 def identity(key: str, output: str) -> str:
-    """What makes a row an item's: its output, or its key if it may not have one."""
-    return output or f"/{key}"  # no output begins with a slash
-
-
-def fingerprint(etag: str, style_digest: str, model_digest: str, settings_digest: str) -> bytes:
-    """16 bytes that change with anything that an output depends on."""
-    return hashlib.sha256("\0".join([etag, style_digest, model_digest, settings_digest]).encode()).digest()[
-        :16
-    ]
+    """`IDENTITY` of an item."""
+    return output or f"/{key}"
 
 
 class Ledger:
-    """The ledger below `out_uri`; `known` is what earlier runs wrote."""
+    """The ledger below `out_uri`."""
 
     def __init__(self, out_uri: str) -> None:
         self.uri = storage.join(out_uri, "_nst", "ledger")
+        self._out_uri = out_uri
         self._buffer: list[LedgerRow] = []
         self._written_at = time.monotonic()
-        # Parts sort by time, so that later ones count; two runs at once do not share names.
+        # Two runs at once do not share names.
         now = datetime.datetime.now(datetime.UTC)
         self._run = f"{now:%Y%m%dT%H%M%S}-{now.microsecond:06d}-{secrets.token_hex(3)}"
         self._num_parts = 0
-        self.known: dict[str, Known] = {}
-        self._num_rows = 0
-        for table in self._tables():
-            self._num_rows += table.num_rows
-            columns = ["key", "output", "etag", "style_digest", "model_digest", "settings_digest"]
-            columns += ["status", "output_num_bytes"]
-            for key, output, *parts, status, num_bytes in zip(
-                *(table.column(name).to_pylist() for name in columns), strict=True
-            ):
-                self.known[identity(key, output)] = Known(fingerprint(*parts), status, num_bytes)
 
     def append(self, row: LedgerRow) -> None:
         """Adds a row; it is stored within ten seconds, if rows keep coming."""
@@ -138,54 +142,133 @@ class Ledger:
             return
         rows = [dataclasses.asdict(row) for row in self._buffer]
         self._write(pa.Table.from_pylist(rows, schema=SCHEMA))
-        self._num_rows += len(rows)
         self._buffer = []
 
-    def merge(self) -> None:
-        """Leaves one row an item, sorted by output. Interrupted, it leaves rows twice, which does no harm."""
-        self.flush()
-        old_parts = self._parts()
-        table = self.read()
-        is_clean = len(old_parts) == -(-table.num_rows // ROWS_IN_A_MERGED_PART)
-        if is_clean and table.num_rows == self._num_rows:
-            return
-        for start in range(0, table.num_rows, ROWS_IN_A_MERGED_PART):
-            self._write(table.slice(start, ROWS_IN_A_MERGED_PART))
-        for part in old_parts:
-            storage.delete(part)
-        self._num_rows = table.num_rows
+    def load(self, database: Database, table: str, columns: Sequence[str]) -> bool:
+        """Makes a table with the newest row of each item, in the order of `identity`, a column of its own.
+        Returns whether there are older rows, which a merge would remove."""
+        return self._make(database, table, ["identity", *columns], order="identity").has_older
 
-    def read(self) -> pa.Table:
-        """All stored rows, the newest of each item, sorted by output and key."""
-        tables = list(self._tables())
-        if not tables:
-            return SCHEMA.empty_table()
-        table = pa.concat_tables(tables)
-        identities = zip(table.column("key").to_pylist(), table.column("output").to_pylist(), strict=True)
-        newest = {identity(key, output): index for index, (key, output) in enumerate(identities)}
-        table = table.take(pa.array(newest.values(), pa.int64()))
-        return table.sort_by([("output", "ascending"), ("key", "ascending")])
+    def merge(self) -> None:
+        """Leaves one row an item, sorted by output and key. Interrupted, it leaves rows twice, which does no
+        harm; and so may others that merge meanwhile, which is why it looks again."""
+        self.flush()
+        for _ in range(NUM_MERGES):
+            written = self._merge_once()
+            if written.issuperset(self._parts()):
+                return
+
+    def _merge_once(self) -> set[str]:
+        """Returns the new parts."""
+        written: set[str] = set()
+        with open_database("nst-ledger-") as database:
+            read = self._make(database, "items", SCHEMA.names, order="output, key")
+            waiting: list[pa.RecordBatch] = []
+            for batch in database.stream("FROM items ORDER BY rowid"):
+                waiting.append(batch)
+                if sum(one.num_rows for one in waiting) >= ROWS_IN_A_MERGED_PART:
+                    written.add(self._write(pa.Table.from_batches(waiting)))
+                    waiting = []
+            if waiting:
+                written.add(self._write(pa.Table.from_batches(waiting)))
+        for part in read.parts:
+            storage.delete(part)
+        return written
+
+    def read(self, num_newest: int) -> Contents:
+        """What the ledger says, with the `num_newest` newest rows of each status, the newest first."""
+        with open_database("nst-ledger-") as database:
+            self._make(database, "items", SCHEMA.names, order="finished_at DESC, output, key")
+            counts = dict(database.rows("SELECT status, count(*) FROM items GROUP BY status"))
+            batches = [
+                batch
+                for status in (DONE, FAILED, IGNORED)
+                for batch in database.stream(
+                    f"FROM items WHERE status = '{status}' ORDER BY rowid LIMIT {num_newest}"
+                )
+            ]
+        tables = [pa.Table.from_batches([batch]).cast(SCHEMA) for batch in batches]
+        return Contents(counts=counts, rows=pa.concat_tables([SCHEMA.empty_table(), *tables]))
+
+    def _make(self, database: Database, table: str, columns: Sequence[str], *, order: str) -> _Read:
+        """A table of the newest row of each item."""
+        stored = list(dict.fromkeys([*columns, "key", "output", "finished_at"]))
+        stored = [name for name in stored if name != "identity"]
+        database.with_batch(
+            SCHEMA.empty_table().select(stored),
+            f"CREATE TABLE stored AS SELECT *, {IDENTITY} AS identity FROM batch",
+        )
+        parts: list[str] = []
+        waiting: list[pa.Table] = []
+        for uri, part in self._tables():
+            parts.append(uri)
+            waiting.append(part.select(stored))
+            if sum(one.num_rows for one in waiting) >= ROWS_IN_A_MERGED_PART:
+                _insert(database, waiting)
+                waiting = []
+        _insert(database, waiting)
+        database.run(
+            """CREATE TABLE newest AS
+            SELECT arg_max(rowid, finished_at) AS position FROM stored GROUP BY identity"""
+        )
+        database.run(
+            f"""CREATE TABLE {table} AS SELECT {", ".join(columns)} FROM stored
+            WHERE rowid IN (FROM newest) ORDER BY {order}"""
+        )
+        has_older = database.one("SELECT (SELECT count(*) FROM stored) > (SELECT count(*) FROM newest)")
+        database.run("DROP TABLE stored")
+        database.run("DROP TABLE newest")
+        return _Read(parts=parts, has_older=has_older)
+
+    def _tables(self) -> Iterator[tuple[str, pa.Table]]:
+        """Every part, once, until a look finds no other."""
+        seen: set[str] = set()
+        for _ in range(NUM_LOOKS):
+            found = self._parts()
+            if seen.issuperset(found):
+                return
+            for uri in found:
+                if uri in seen:
+                    continue
+                seen.add(uri)
+                try:
+                    table = _table(uri)
+                except FileNotFoundError:
+                    continue  # merged meanwhile: the next look finds what came in its place
+                yield uri, table
+        raise OSError(f"{self.uri}: its parts keep changing; are many runs going on at once?")
 
     def _parts(self) -> list[str]:
-        found = storage.list_objects(self.uri, suffixes=(".parquet",))
-        return [part.uri for part in found]
+        return [part.uri for part in storage.list_objects(self.uri, suffixes=(".parquet",))]
 
-    def _tables(self) -> Iterator[pa.Table]:
-        for uri in self._parts():
-            try:
-                table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-            except pa.ArrowInvalid as error:
-                raise OSError(
-                    f"{uri} is no part of a ledger ({error}); delete it to go on without"
-                ) from error
-            missing = [name for name in SCHEMA.names if name not in table.column_names]
-            if missing:
-                raise OSError(f"{uri} has no column {missing[0]}; delete it to go on without its rows")
-            yield table.select(SCHEMA.names).cast(SCHEMA)
-
-    def _write(self, table: pa.Table) -> None:
+    def _write(self, table: pa.Table) -> str:
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table.cast(SCHEMA), buffer, compression="zstd")
         name = f"{self._run}-{self._num_parts:06d}.parquet"
         self._num_parts += 1
-        storage.write_bytes(storage.join(self.uri, name), buffer.getvalue())
+        uri = storage.join(self.uri, name)
+        storage.write_bytes(uri, buffer.getvalue(), within=self._out_uri)
+        return uri
+
+
+def _insert(database: Database, tables: list[pa.Table]) -> None:
+    if tables:
+        statement = f"INSERT INTO stored SELECT *, {IDENTITY} AS identity FROM batch"
+        database.with_batch(pa.concat_tables(tables), statement)
+
+
+def _table(uri: str) -> pa.Table:
+    try:
+        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    except pa.ArrowInvalid as error:
+        raise OSError(f"{uri} is no part of a ledger ({error}); delete it to go on without") from error
+    for name, blank in COLUMNS_ADDED_LATER.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([blank] * table.num_rows, SCHEMA.field(name).type))
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise OSError(f"{uri} has no column {missing[0]}; delete it to go on without its rows")
+    try:
+        return table.select(SCHEMA.names).cast(SCHEMA)
+    except pa.ArrowException as error:
+        raise OSError(f"{uri} has a column of a wrong type ({error}); delete it to go on without") from error

@@ -14,7 +14,6 @@ from infra.storage import ObjectInfo
 from nst.images import SUFFIXES, ImageError, ImageFormat
 from nst.stylize import COLORS
 from pipelines.console import Stage, StageFailed, say
-from pipelines.exif import FORMATS_THAT_KEEP
 from pipelines.models import ResolvedModel, resolve_model
 from pipelines.styles import StylePicture, read_styles
 from pipelines.stylize_plan import PAIRINGS, Look, mixed_look, single_looks
@@ -82,7 +81,12 @@ FORMAT_OF_SUFFIX = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp
     metavar="N",
     help="Stop and fail when more pictures fail.  [default: any number, as long as one succeeds]",
 )
-@click.option("--num-workers", type=click.IntRange(min=1), metavar="N", help="Default: one a CPU.")
+@click.option(
+    "--num-workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Default: one a CPU, of nodes that join too.",
+)
 def stylize(
     source_uri: str,
     out_uri: str,
@@ -123,10 +127,6 @@ def stylize(
     source_uri, out_uri = places.absolute(source_uri), places.absolute(out_uri)
     suffix = PurePosixPath(single_output).suffix.lower() if single_output else f".{format or 'jpg'}"
     chosen = cast(ImageFormat, FORMAT_OF_SUFFIX[suffix])
-    if metadata == "keep" and chosen not in FORMATS_THAT_KEEP:
-        raise ValueError(
-            f"--metadata keep is for {' and '.join(FORMATS_THAT_KEEP)}; choose one of them as --format"
-        )
     settings = StylizeSettings(
         strength=strength,
         colors=colors,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -15,8 +15,9 @@ from pathlib import PurePosixPath
 from infra import places, storage
 from infra.storage import ObjectInfo
 from nst.images import SUFFIXES
-from pipelines.ledger import DONE, FAILED, Known, fingerprint, identity
 
+# The last ones turn the direction of writing, so that a name reads like another.
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\\\u2028-\u202e\u2066-\u2069]|^[A-Za-z]:(?:/|$)")
 PAIRINGS = ("each", "cycle", "random")
 
 
@@ -50,13 +51,39 @@ class LeftOut:
     is_failure: bool
 
 
+Entry = Item | LeftOut
+
+
+class EntryText:
+    """Entries as lines of text, to keep them on disk. A look is written as its name."""
+
+    def __init__(self, looks: Iterable[Look]) -> None:
+        self._looks = {look.name: look for look in looks}
+
+    def write(self, entry: Entry) -> str:
+        source = [entry.source.uri, entry.source.key, entry.source.num_bytes, entry.source.etag]
+        if isinstance(entry, Item):
+            return json.dumps([*source, entry.look.name, entry.output])
+        return json.dumps([*source, entry.reason, entry.detail, entry.is_failure])
+
+    def read(self, text: str) -> Entry:
+        uri, key, num_bytes, etag, *more = json.loads(text)
+        source = ObjectInfo(uri=uri, key=key, num_bytes=num_bytes, etag=etag)
+        if len(more) == 2:
+            return Item(source=source, look=self._looks[more[0]], output=more[1])
+        reason, detail, is_failure = more
+        return LeftOut(source=source, reason=reason, detail=detail, is_failure=is_failure)
+
+
 def single_looks(names: list[str], digests: list[str]) -> list[Look]:
     """One look a style picture. Names are made distinct and fit to be a folder's."""
     taken: set[str] = set()
     looks = []
     for index, (name, digest) in enumerate(zip(names, digests, strict=True)):
         plain = re.sub(r"[^\w. -]", "_", name).lstrip("._ ").strip() or "style"
-        distinct = _first_free(plain, (f"{plain}-{number}" for number in itertools.count(2)), taken)
+        numbered = (f"{plain}-{number}" for number in itertools.count(2))
+        distinct = next(name for name in itertools.chain([plain], numbered) if name not in taken)
+        taken.add(distinct)
         looks.append(Look(name=distinct, styles=(index,), weights=(1.0,), digest=digest))
     return looks
 
@@ -70,9 +97,7 @@ def mixed_look(looks: list[Look], weights: tuple[float, ...]) -> Look:
     return Look(name=name, styles=tuple(range(len(looks))), weights=weights, digest=digest.hexdigest())
 
 
-def plan(
-    sources: Iterable[ObjectInfo], looks: list[Look], *, pairing: str, format: str
-) -> Iterator[Item | LeftOut]:
+def plan(sources: Iterable[ObjectInfo], looks: list[Look], *, pairing: str, format: str) -> Iterator[Entry]:
     """Every source's items, in the order of the listing, lazily.
 
     An output has its source's path with the suffix of `format`, below a folder named after the style where
@@ -85,7 +110,7 @@ def plan(
             whatever else is listed).
     """
     assert pairing in PAIRINGS, pairing
-    taken: set[str] = set()
+    open_stems: set[str] = set()
     num_pictures = 0
     for source in sources:
         if (left_out := _left_out(source)) is not None:
@@ -98,7 +123,13 @@ def plan(
         else:
             chosen = [random.Random(source.key).choice(looks)]
         num_pictures += 1
-        stem = _first_free(_stem(source.key), _longer_stems(source.key), taken)
+        # Whoever shares a stem begins with it, and in this order what begins alike is together. A whole key
+        # is nobody else's: whose stem it might be comes later.
+        open_stems = {stem for stem in open_stems if source.key.startswith(stem)}
+        stem = _stem(source.key)
+        if stem in open_stems:
+            stem = source.key
+        open_stems.add(stem)
         for look in chosen:
             folder = f"{look.name}/" if len(chosen) > 1 else ""
             yield Item(source=source, look=look, output=f"{folder}{stem}.{format}")
@@ -109,22 +140,11 @@ def _stem(key: str) -> str:
     return key[: -len(path.suffix)] if path.suffix.lower() in SUFFIXES else key
 
 
-def _longer_stems(key: str) -> Iterator[str]:
-    yield key
-    for number in itertools.count(2):
-        yield f"{key}-{number}"
-
-
-def _first_free(wanted: str, others: Iterator[str], taken: set[str]) -> str:
-    chosen = wanted
-    while chosen in taken:
-        chosen = next(others)
-    taken.add(chosen)
-    return chosen
-
-
 def _left_out(source: ObjectInfo) -> LeftOut | None:
     key = source.key
+    if source.is_unsafe:
+        detail = "a link that leads out of SOURCE, to a folder or to nothing, or no file"
+        return LeftOut(source=source, reason="unsafe_link", detail=detail, is_failure=True)
     try:
         key.encode()
     except UnicodeEncodeError:
@@ -132,77 +152,21 @@ def _left_out(source: ObjectInfo) -> LeftOut | None:
             source=source, reason="unsafe_key", detail="its name is not UTF-8; rename it", is_failure=True
         )
     parts = key.split("/")
-    if any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\\]", key):
-        detail = "its key would lead out of OUT or cannot be a path ('..', '//', '\\', control characters)"
+    if any(part in ("", ".", "..") for part in parts) or UNSAFE.search(key):
+        detail = "its key would lead out of OUT, or be no path ('..', '//', '\\', 'C:', invisible characters)"
         return LeftOut(source=source, reason="unsafe_key", detail=f"{detail}; rename it", is_failure=True)
     if parts[0] == "_nst":
         detail = "_nst/ is where results about results lie"
         return LeftOut(source=source, reason="unsafe_key", detail=f"{detail}; rename it", is_failure=True)
+    if any(part.startswith(".") for part in parts):
+        detail = "its name, or a folder's, begins with a dot"
+        return LeftOut(source=source, reason="hidden", detail=detail, is_failure=False)
     suffix = PurePosixPath(key).suffix.lower()
     if suffix and suffix not in SUFFIXES:
         return LeftOut(
             source=source, reason="not_an_image", detail=f"no picture has {suffix}", is_failure=False
         )
     return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Past:
-    """What earlier runs left: the ledger's rows, and the outputs that are there with their sizes."""
-
-    known: dict[str, Known]
-    outputs: dict[str, int]
-    model_digest: str
-    settings_digest: str
-
-    @classmethod
-    def read(cls, out_uri: str, known: dict[str, Known], model_digest: str, settings_digest: str) -> Past:
-        outputs = {found.key: found.num_bytes for found in storage.list_objects(out_uri)} if known else {}
-        return cls(known=known, outputs=outputs, model_digest=model_digest, settings_digest=settings_digest)
-
-    def verdict(self, item: Item) -> str:
-        """new, changed (also an output that is missing or has another size), done, or failed before."""
-        known = self.known.get(identity(item.source.key, item.output))
-        if known is None:
-            return "new"
-        now = fingerprint(item.source.etag, item.look.digest, self.model_digest, self.settings_digest)
-        if known.fingerprint != now:
-            return "changed"
-        if known.status == FAILED:
-            return FAILED
-        return DONE if self.outputs.get(item.output) == known.output_num_bytes else "changed"
-
-    def has_seen(self, left_out: LeftOut) -> bool:
-        known = self.known.get(identity(left_out.source.key, ""))
-        return known is not None and known.fingerprint == fingerprint(left_out.source.etag, "", "", "")
-
-
-def still_to_do(
-    planned: Iterable[Item | LeftOut], past: Past, *, only_failed: bool, counts: Counter[str]
-) -> Iterator[Item | LeftOut]:
-    """What is missing or changed, or, `only_failed`, what failed. `counts` is told of the rest: done_before,
-    failed_before, left_for_later, and of all that is ignored."""
-    for entry in planned:
-        if isinstance(entry, LeftOut):
-            has_seen = past.has_seen(entry)
-            if not entry.is_failure:
-                counts["ignored"] += 1
-            elif has_seen:
-                counts["failed_before"] += 1
-            if not has_seen:
-                yield entry
-            continue
-        verdict = past.verdict(entry)
-        if only_failed:
-            known = past.known.get(identity(entry.source.key, entry.output))
-            if known is not None and known.status == FAILED:
-                yield entry
-            else:
-                counts["done_before" if verdict == DONE else "left_for_later"] += 1
-        elif verdict in ("new", "changed"):
-            yield entry
-        else:
-            counts["done_before" if verdict == DONE else "failed_before"] += 1
 
 
 def list_sources(source_uri: str, out_uri: str) -> Iterator[ObjectInfo]:
@@ -216,8 +180,11 @@ def list_sources(source_uri: str, out_uri: str) -> Iterator[ObjectInfo]:
             f"OUT {out_uri} holds SOURCE {source_uri}; outputs could replace sources: choose another OUT"
         )
     out_key = out.removeprefix(source + "/") if out.startswith(source + "/") else None
-    for found in storage.list_objects(source_uri):
-        if out_key is None or not found.key.startswith(out_key + "/"):
+    for found in storage.list_objects(source_uri, include_hidden=True, include_unsafe=True):
+        is_result = found.key.startswith("_nst/") or (
+            out_key is not None and found.key.startswith(out_key + "/")
+        )
+        if not is_result:
             yield found
 
 

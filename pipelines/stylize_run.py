@@ -1,13 +1,20 @@
-"""A run of `nst stylize` over a folder or bucket: plan, workers, ledger, run.json, gallery."""
+"""A run of `nst stylize` over a folder or bucket: plan, workers, ledger, run.json, gallery.
+
+Plain actors and a ledger of our own, not Ray Data: its checkpoints know which rows are done, not what became
+of each picture, and a picture that ends its worker takes the whole block with it.
+
+The model is resolved once and travels to the workers as bytes: what happens in the registry meanwhile
+changes nothing. Two runs into one OUT at once do each other no harm: an output is written whole and has the
+same bytes whoever writes it, the ledger's parts are added and merged so that no row is lost, and run.json and
+the gallery are those of the run that ends last.
+"""
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
+import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +22,27 @@ import ray
 
 from infra import cluster, places, registry, storage
 from nst.checkpoint import CONFIG_FILE, MODEL_FILE, read_config
-from pipelines.actor_pool import ActorPool, Outcome, WorkersKeepDying
+from pipelines.actor_pool import CHUNKS_AT_AN_ACTOR, ActorPool, Outcome, WorkersKeepDying
+from pipelines.backlog import Backlog
 from pipelines.bucket_record import BucketRecord, RunStatus
-from pipelines.console import Progress, StageFailed, interruptible, say
+from pipelines.console import StageFailed, interruptible, say
+from pipelines.database import open_database
 from pipelines.gallery import write_gallery
-from pipelines.ledger import DONE, FAILED, IGNORED, Ledger, LedgerRow
+from pipelines.ledger import IGNORED, Ledger
 from pipelines.lineage import code_digest
 from pipelines.models import ResolvedModel
 from pipelines.styles import StylePicture
-from pipelines.stylize_plan import Item, LeftOut, Look, Past, list_sources, plan, still_to_do
-from pipelines.stylize_worker import Report, StylizeSettings, StylizeWorker
+from pipelines.stylize_actor import StylizeWorker
+from pipelines.stylize_past import Past
+from pipelines.stylize_plan import Entry, EntryText, Item, LeftOut, Look, list_sources, plan
+from pipelines.stylize_recorder import GrowingProgress, Recorder
+from pipelines.stylize_worker import Report, StylizeSettings
 from pipelines.training_record import code_version
 
-NUM_PLANNED_AHEAD = 100_000  # items; beyond that the total is not known while the run goes on
-SECONDS_FOR_AN_ITEM = 1800.0
+SECONDS_FOR_A_CHUNK = 1800.0
 SECONDS_TO_FINISH = 20.0  # what is under way when the run is interrupted
-NUM_SHOWN = 10  # failures on the terminal; all are in the ledger
 WORKERS_A_GPU = 4
+NUM_NEWEST = 1_000  # rows of each status that the gallery may choose from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,204 +69,130 @@ def run_bucket(run: BucketRun) -> dict[str, Any]:
         StageFailed: more failures than allowed, or nothing that succeeded.
     """
     read_config(run.model.checkpoint_dir)  # a model that cannot be read must not cost a start of Ray
-    ledger = Ledger(run.out_uri)
-    past = Past.read(run.out_uri, ledger.known, run.model.digest, run.settings.digest)
-    recorder = Recorder(run, ledger)
-    sources = list_sources(run.source_uri, run.out_uri)
-    planned = plan(sources, run.looks, pairing=run.pairing, format=run.settings.format)
-    entries = still_to_do(planned, past, only_failed=run.only_failed, counts=recorder.counts)
-    head = list(islice(entries, NUM_PLANNED_AHEAD))
-    if recorder.counts.keys() <= {IGNORED} and all(_is_ignored(entry) for entry in head):
-        num = recorder.counts[IGNORED]
-        what = f"holds {num} files, but no picture" if num else "does not exist or is empty"
-        raise ValueError(f"SOURCE {run.source_uri} {what}; give a folder or prefix with pictures")
+    ledger, counts, text = Ledger(run.out_uri), Counter[str](), EntryText(run.looks)
+    recorder = Recorder(run, ledger, counts)
     record = BucketRecord(run.out_uri, _record_facts(run))
-    if head:
-        _run_noted(run, recorder, record, head, entries)
-    elif not run.only_failed:
-        record.catch_up("failed" if recorder.failure else "done", recorder.counts)
+    is_closing = threading.Event()
+    with open_database("nst-plan-") as database:
+        past = Past(
+            ledger,
+            run.out_uri,
+            database,
+            text,
+            model_digest=run.model.digest,
+            settings_digest=run.settings.digest,
+            is_closing=is_closing,
+        )
+        sources = list_sources(run.source_uri, run.out_uri)
+        planned = plan(sources, run.looks, pairing=run.pairing, format=run.settings.format)
+        entries = past.still_to_do(planned, only_failed=run.only_failed, counts=counts)
+        with Backlog(
+            entries,
+            database.folder,
+            write=text.write,
+            read=text.read,
+            kind=_kind,
+            is_closing=is_closing,
+        ) as backlog:
+            has_items = backlog.wait_for("item")
+            if not has_items and not backlog.num_of_kind["failure"] and counts.keys() <= {IGNORED}:
+                num = counts[IGNORED]
+                what = f"holds {num} files, but no picture" if num else "does not exist or is empty"
+                raise ValueError(f"SOURCE {run.source_uri} {what}; give a folder or prefix with pictures")
+            has_work = backlog.num_found > 0
+            if has_work:
+                _run_noted(run, recorder, record, backlog, has_items)
+            elif not run.only_failed:
+                record.catch_up("failed" if recorder.failure else "done", recorder.counts)
+    if not has_work and past.has_repeated_rows:
+        ledger.merge()  # which a killed run did not come to
+    storage.remove_abandoned(run.out_uri)  # by processes that were killed, of this run or an earlier one
     gallery_uri = places.join(run.out_uri, "_nst", "gallery.html")
-    if head or not storage.exists(gallery_uri):
-        write_gallery(run.out_uri, ledger.read(), run.styles, run.looks, _facts(run))
+    if has_work or not storage.exists(gallery_uri):
+        write_gallery(run.out_uri, ledger.read(NUM_NEWEST), run.styles, run.looks, _facts(run))
     return recorder.conclude(gallery_uri)
 
 
 def _run_noted(
-    run: BucketRun,
-    recorder: Recorder,
-    record: BucketRecord,
-    head: list[Item | LeftOut],
-    rest: Iterator[Item | LeftOut],
+    run: BucketRun, recorder: Recorder, record: BucketRecord, backlog: Backlog[Entry], has_items: bool
 ) -> None:
     """Does the work; ledger and record tell of it however it ends."""
     record.begin()
     status: RunStatus = "failed"
     try:
-        _do(run, recorder, head, rest)
+        with GrowingProgress("stylize", total=None) as progress:
+            recorder.progress = progress
+            feed = _Feed(backlog, recorder, progress)
+            if has_items:
+                _stylize_all(run, recorder, backlog, feed)
+            else:
+                assert not feed.take(1)  # records what is left out; nothing needs a worker
         status = "failed" if recorder.failure else "done"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        recorder.ledger.flush() if status == "interrupted" else recorder.ledger.merge()
-        record.end(status, recorder.counts)
+        try:
+            recorder.ledger.flush() if status == "interrupted" else recorder.ledger.merge()
+        finally:
+            record.end(status, recorder.counts)
 
 
-def _is_ignored(entry: Item | LeftOut) -> bool:
-    return isinstance(entry, LeftOut) and not entry.is_failure
+def _kind(entry: Entry) -> str:
+    if isinstance(entry, Item):
+        return "item"
+    return "failure" if entry.is_failure else IGNORED
 
 
-class Recorder:
-    """Counts, and one row in the ledger for each item."""
+class _Feed:
+    """Where the workers' items come from. What is left out is recorded on the way."""
 
-    def __init__(self, run: BucketRun, ledger: Ledger) -> None:
-        self._run, self.ledger = run, ledger
-        self.counts: Counter[str] = Counter()
-        self.progress: Progress | None = None
+    def __init__(self, backlog: Backlog[Entry], recorder: Recorder, progress: GrowingProgress) -> None:
+        self._backlog, self._recorder, self._progress = backlog, recorder, progress
 
-    def item(self, item: Item, report: Report, num_tries: int) -> None:
-        """What a worker made of an item."""
-        status = FAILED if report.reason else DONE
-        self.counts[status] += 1
-        if report.reason:
-            self._say_failed(f"{item.source.key}: {report.reason}: {report.error}")
-        row = self._row(item.source, status, report.reason, report.error)
-        self.ledger.append(
-            LedgerRow(
-                **row,
-                output=item.output,
-                style=item.look.name,
-                style_digest=item.look.digest,
-                model=self._run.model.name,
-                model_digest=self._run.model.digest,
-                settings_digest=self._run.settings.digest,
-                width=report.width,
-                height=report.height,
-                seconds=report.seconds,
-                output_sha256=report.sha256,
-                output_num_bytes=report.num_bytes,
-                num_tries=num_tries,
-            )
-        )
-        if self.progress is not None:
-            self.progress.advance(failed=int(status == FAILED))
-
-    def left_out(self, entry: LeftOut) -> None:
-        """A source that no worker saw."""
-        status = FAILED if entry.is_failure else IGNORED
-        if entry.is_failure:
-            self.counts[FAILED] += 1
-            self._say_failed(f"{_printable(entry.source.key)}: {entry.reason}: {entry.detail}")
-        row = self._row(entry.source, status, entry.reason, entry.detail)
-        blank = dict.fromkeys(
-            ("output", "style", "style_digest", "model", "model_digest", "settings_digest"), ""
-        )
-        self.ledger.append(LedgerRow(**row, **blank))
-        if self.progress is not None:
-            self.progress.advance(failed=int(entry.is_failure))
+    def take(self, num: int) -> list[Item]:
+        if self._backlog.is_complete:
+            self._progress.expect(self._backlog.num_found)
+        items: list[Item] = []
+        while len(items) < num and not self._recorder.has_failed_too_often:
+            entries = self._backlog.take(num - len(items))
+            if not entries:
+                break
+            for entry in entries:
+                if isinstance(entry, LeftOut):
+                    self._recorder.left_out(entry)
+                else:
+                    items.append(entry)
+        return items
 
     @property
-    def num_failed(self) -> int:
-        return self.counts[FAILED]
-
-    @property
-    def has_failed_too_often(self) -> bool:
-        # with those of earlier runs: a rerun that skips them must not turn failure into success
-        return self._run.max_failures is not None and self.num_failed_ever > self._run.max_failures
-
-    @property
-    def num_failed_ever(self) -> int:
-        return self.num_failed + self.counts["failed_before"]
-
-    @property
-    def failure(self) -> str | None:
-        """Why the run as a whole failed; None if it did not."""
-        failed, limit = self.num_failed_ever, self._run.max_failures
-        if self.has_failed_too_often:
-            return f"{failed} pictures failed, more than --max-failures {limit}"
-        if failed and not self.counts[DONE] and not self.counts["done_before"]:
-            return f"none of {failed} pictures succeeded"
-        return None
-
-    def conclude(self, gallery_uri: str) -> dict[str, Any]:
-        """Says what happened; raises StageFailed if that is a failure."""
-        counts, out_uri = self.counts, self._run.out_uri
-        result = {
-            "done": counts[DONE],
-            "failed": self.num_failed,
-            "done_before": counts["done_before"],
-            "failed_before": counts["failed_before"],
-            "ignored": counts["ignored"],
-            "out": out_uri,
-            "ledger": self.ledger.uri,
-            "gallery": gallery_uri,
-        }
-        if self.num_failed > NUM_SHOWN:
-            say(f"… and {self.num_failed - NUM_SHOWN} more; all are in the ledger")
-        say(_summary(counts, self.num_failed))
-        say(f"  pictures  {out_uri}")
-        say(f"  gallery   {gallery_uri}")
-        say(f"  ledger    {self.ledger.uri}")
-        if self.failure is not None:
-            raise StageFailed(self.failure, result)
-        return result
-
-    def _row(self, source: storage.ObjectInfo, status: str, reason: str, error: str) -> dict[str, Any]:
-        return {
-            "key": _printable(source.key),
-            "source": _printable(source.uri),
-            "etag": source.etag,
-            "num_bytes": source.num_bytes,
-            "status": status,
-            "reason": reason,
-            "error": _printable(error),
-            "finished_at": datetime.datetime.now(datetime.UTC),
-        }
-
-    def _say_failed(self, line: str) -> None:
-        if self.num_failed <= NUM_SHOWN:
-            say(f"failed: {line}")
+    def num_left(self) -> int | None:
+        return 0 if self._recorder.has_failed_too_often else self._backlog.num_left
 
 
-def _do(
-    run: BucketRun, recorder: Recorder, head: list[Item | LeftOut], rest: Iterator[Item | LeftOut]
-) -> None:
-    """Feeds what is to be done to the workers, and records what comes back."""
-    has_more = len(head) == NUM_PLANNED_AHEAD
+def _stylize_all(run: BucketRun, recorder: Recorder, backlog: Backlog[Entry], feed: _Feed) -> None:
+    cluster.connect(min_cpus=run.num_workers or 1)
 
-    def items() -> Iterator[Item]:
-        for entry in chain(head, rest):
-            if recorder.has_failed_too_often:
-                return
-            if isinstance(entry, LeftOut):
-                recorder.left_out(entry)
-            else:
-                yield entry
+    def num_workers() -> int:
+        if run.num_workers is not None:
+            return run.num_workers
+        info = cluster.info()
+        wanted = min(info.num_cpus, WORKERS_A_GPU * info.num_gpus) if info.num_gpus else info.num_cpus
+        return min(wanted, backlog.num_of_kind["item"]) if backlog.is_complete else wanted
 
-    with Progress("stylize", total=None if has_more else len(head)) as recorder.progress:
-        if not has_more and not any(isinstance(entry, Item) for entry in head):
-            assert next(items(), None) is None  # records what is left out; nothing needs a worker
-            return
-        _stylize_all(run, recorder, items(), None if has_more else len(head))
-
-
-def _stylize_all(run: BucketRun, recorder: Recorder, items: Iterator[Item], num_items: int | None) -> None:
-    info = cluster.connect(min_cpus=run.num_workers or 1)
-    num_actors = run.num_workers or _num_workers(info, num_items)
-    create = _actor_factory(run, info, num_actors)
-
-    def call(actor: Any, item: Item) -> Any:
-        return actor.stylize.remote(item.source.uri, places.join(run.out_uri, item.output), item.look)
+    def call(actor: Any, items: list[Item]) -> Any:
+        return actor.stylize.remote(items)
 
     def record(outcome: Outcome[Item]) -> None:
         error = "its worker died or hung each time; it may need too much memory: --max-side makes it smaller"
         gone = Report(reason="worker_died", error=error)
         recorder.item(outcome.item, outcome.result or gone, outcome.num_tries)
 
-    pool = ActorPool(create, call, num_actors=num_actors, seconds_for_an_item=SECONDS_FOR_AN_ITEM)
+    create = _actor_factory(run, max(1, num_workers()))
+    pool = ActorPool(create, call, num_actors=num_workers, seconds_for_a_chunk=SECONDS_FOR_A_CHUNK)
     try:
         with interruptible():
-            for outcome in pool.run(items):
+            for outcome in pool.run(feed):
                 record(outcome)
     except KeyboardInterrupt:
         say("stopping: finishing the pictures under way (Ctrl-C again: at once)")
@@ -268,36 +205,23 @@ def _stylize_all(run: BucketRun, recorder: Recorder, items: Iterator[Item], num_
         pool.close()
 
 
-def _num_workers(info: cluster.ClusterInfo, num_items: int | None) -> int:
-    wanted = min(info.num_cpus, WORKERS_A_GPU * info.num_gpus) if info.num_gpus else info.num_cpus
-    return max(1, wanted if num_items is None else min(wanted, num_items))
-
-
-def _actor_factory(run: BucketRun, info: cluster.ClusterInfo, num_actors: int) -> Any:
+def _actor_factory(run: BucketRun, num_actors: int) -> Any:
     """() -> a new worker. The model and the styles travel through Ray's object store once."""
+    info = cluster.info()
     files = {name: Path(run.model.checkpoint_dir, name).read_bytes() for name in (MODEL_FILE, CONFIG_FILE)}
     model_reference = ray.put(files)
     style_references = [ray.put(style.rgb) for style in run.styles]
-    num_gpus = max(0.01, int(100 * info.num_gpus / num_actors) / 100) if info.num_gpus else 0
-    num_threads = max(1, info.num_cpus // num_actors)
-    actor_class = StylizeWorker.options(num_gpus=min(1.0, num_gpus))
-    return lambda: actor_class.remote(model_reference, style_references, run.settings, num_threads)
-
-
-def _printable(text: str) -> str:
-    """Keys may hold what is no text; the ledger holds UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _summary(counts: Counter[str], num_failed: int) -> str:
-    parts = [f"{counts[DONE]} stylized", f"{num_failed} failed"]
-    texts = {
-        "done_before": "done before",
-        "failed_before": "failed before (--retry-failed tries them again)",
-        "left_for_later": "left alone by --retry-failed",
-        "ignored": "files that are no pictures",
-    }
-    return ", ".join(parts + [f"{counts[name]} {text}" for name, text in texts.items() if counts[name]])
+    actor_class = StylizeWorker.options(
+        num_gpus=1 / WORKERS_A_GPU if info.num_gpus else 0, max_concurrency=CHUNKS_AT_AN_ACTOR
+    )
+    return lambda: actor_class.remote(
+        model_reference,
+        style_references,
+        run.settings,
+        source_uri=run.source_uri,
+        out_uri=run.out_uri,
+        num_threads=max(1, info.num_cpus // num_actors),
+    )
 
 
 def _facts(run: BucketRun) -> dict[str, Any]:

@@ -17,10 +17,11 @@ ORIENTATION_TAG = 0x0112
 @dataclass(frozen=True, kw_only=True)
 class DifficultImages:
     """`taken`: path below the folder -> (width, height) in pixels as a person sees it, upright.
-    `refused`: path -> the reason's code."""
+    `refused`: path -> the reason's code. `hidden`: paths that nobody means."""
 
     taken: dict[str, tuple[int, int]]
     refused: dict[str, str]
+    hidden: list[str]
 
 
 def picture(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
@@ -167,7 +168,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
 
 
 def make_difficult_images(folder: str | Path) -> DifficultImages:
-    """Writes all of them, and hidden files that nobody should hear of."""
+    """Writes all of them."""
     good, bad = good_files(), bad_files()
     hidden = {".DS_Store": b"\0", "plain/.hidden.jpg": b"\0"}
     for path, data in [*((path, data) for path, (data, _) in (good | bad).items()), *hidden.items()]:
@@ -177,4 +178,5 @@ def make_difficult_images(folder: str | Path) -> DifficultImages:
     return DifficultImages(
         taken={path: size for path, (_, size) in good.items()},
         refused={path: reason for path, (_, reason) in bad.items()},
+        hidden=sorted(hidden),
     )

@@ -40,10 +40,19 @@ class Fault(enum.Enum):
     LOST_ANSWER = enum.auto()  # the store has done what was asked; nobody hears of it
 
 
-REFUSALS = {
+class Refusal(enum.Enum):
+    """What a client meets that asking again does not help against."""
+
+    FULL = enum.auto()  # 507, a store without room
+    DENIED = enum.auto()  # 403
+
+
+REFUSALS: dict[Fault | Refusal | None, tuple[int, str]] = {
     Fault.INTERNAL_ERROR: (500, "InternalError"),
     Fault.SLOW_DOWN: (503, "SlowDown"),
     Fault.TOO_MANY_REQUESTS: (429, "TooManyRequests"),
+    Refusal.FULL: (507, "InsufficientStorage"),
+    Refusal.DENIED: (403, "AccessDenied"),
 }
 
 
@@ -58,7 +67,7 @@ class Request:
     is_conditional: bool
 
 
-Script = Callable[[Request], Fault | None]
+Script = Callable[[Request], Fault | Refusal | None]
 
 
 def always(fault: Fault, *methods: str) -> Script:
@@ -91,7 +100,7 @@ class FaultProxy:
 
     environment: dict[str, str] = field(repr=False)
     script: Script | None
-    faults: Counter[Fault] = field(default_factory=Counter)
+    faults: Counter[Fault | Refusal] = field(default_factory=Counter)
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -99,7 +108,7 @@ class FaultProxy:
     def num_requests(self) -> int:
         return self.seen.total()
 
-    def fault_for(self, method: str, path: str, *, is_conditional: bool) -> Fault | None:
+    def fault_for(self, method: str, path: str, *, is_conditional: bool) -> Fault | Refusal | None:
         with self.lock:
             target = path.removeprefix("/").partition("/")[2]
             self.seen[method, target] += 1
@@ -185,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def _answer(
-        self, status: int, headers: list[tuple[str, str]], body: bytes, *, fault: Fault | None
+        self, status: int, headers: list[tuple[str, str]], body: bytes, *, fault: Fault | Refusal | None
     ) -> None:
         self.send_response_only(status)
         is_head = self.command == "HEAD"

@@ -252,6 +252,39 @@ def test_links_stay_inside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert keys(str(tmp_path / "alias")) == ["inside", "real/file"]
 
 
+def test_what_must_not_be_opened_is_listed_on_request(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "b").symlink_to("/etc/hostname")
+    os.mkfifo(tmp_path / "c")
+    (tmp_path / "d").symlink_to("a")
+    found = storage.list_objects(str(tmp_path), include_unsafe=True)
+    assert {one.key: one.is_unsafe for one in found} == {"a": False, "b": True, "c": True, "d": False}
+    assert keys(str(tmp_path)) == ["a", "d"]
+
+
+def test_a_link_that_somebody_planted_is_not_followed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "real", outside):
+        folder.mkdir(parents=True)
+    (outside / "secret").write_bytes(b"secret")
+    (root / "link").symlink_to(outside)
+    (root / "sideways").symlink_to(root / "real")
+    (root / "file").symlink_to(outside / "secret")
+    (tmp_path / "alias").symlink_to(root)
+    for place in (root, tmp_path / "alias"):  # the root itself may be a link: whoever named it wants that
+        for way in ("link/x", "link/deeper/x", "sideways/x"):
+            with pytest.raises(OSError, match="link"):
+                storage.write_bytes(f"{place}/{way}", b"new", within=str(place))
+        for way in ("link/secret", "file"):
+            with pytest.raises(OSError, match="link"):
+                storage.read_bytes(f"{place}/{way}", within=str(place))
+        storage.write_bytes(f"{place}/new/x", b"new", within=str(place))
+        assert storage.read_bytes(f"{place}/new/x", within=str(place)) == b"new"
+    storage.write_bytes(f"{root}/file", b"new", within=str(root))  # takes the link's place
+    assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"secret": b"secret"}
+    assert list((root / "real").iterdir()) == []
+
+
 def test_a_killed_writer_leaves_the_old_object(tmp_path: Path) -> None:
     target = tmp_path / "x"
     target.write_bytes(b"old")

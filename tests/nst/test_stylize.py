@@ -1,7 +1,5 @@
 """What a user of `Stylizer` relies on, with a generator that is small and untrained: mechanics, not looks."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -9,12 +7,11 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_image
 
+import nst.stylize
 from nst.approaches import UniganModel
 from nst.images import to_float
-from nst.networks.blocks import record_statistics
 from nst.networks.generator import Generator
 from nst.stylize import Stylizer, joined_codes
-from nst.tiling import spans, window
 
 CONFIG = UniganModel(content_widths=(8, 12, 16, 16), style_width=8, num_blocks=2, embedding_dim=16)
 
@@ -89,7 +86,7 @@ def test_pictures_come_out_upright(stylizer: Stylizer, photo: np.ndarray, painti
     assert stylizer(image, painting).size == (197, 301)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA"])
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA", "I;16"])
 def test_other_modes_become_rgb(
     stylizer: Stylizer, photo: np.ndarray, painting: np.ndarray, mode: str
 ) -> None:
@@ -97,22 +94,9 @@ def test_other_modes_become_rgb(
     assert result.mode == ("RGBA" if mode == "LA" else "RGB")
 
 
-def test_tiles_show_no_seams(generator: Generator, painting: np.ndarray) -> None:
-    stylizer = Stylizer(generator, tile_side=384)
-    photo = np.array(Image.fromarray(data.chelsea()).resize((901, 597)))
-    planes = torch.from_numpy(photo).permute(2, 0, 1)
-    code = stylizer.encode_style(painting)
-    with record_statistics(generator) as statistics, torch.inference_mode():
-        whole = generator(to_float(photo)[None], code)[0]
-    tiled = stylizer._render(planes, code, statistics)
-    difference = (tiled.float() - (whole * 127.5 + 127.5)).abs()
-    assert float(difference.mean()) < 0.5  # of 255
-    assert float(difference.max()) < 8
-
-
 def test_large_pictures_are_tiled_in_every_kind(generator: Generator, painting: np.ndarray) -> None:
     stylizer = Stylizer(generator, tile_side=256)
-    photo = np.array(Image.fromarray(data.chelsea()).resize((457, 301)))
+    photo = np.array(Image.fromarray(data.chelsea()).resize((500, 330)))
     result = stylizer(photo, painting)
     assert result.shape == photo.shape
     floats = stylizer(to_float(photo), painting)
@@ -130,6 +114,92 @@ def test_batches_are_the_single_pictures(stylizer: Stylizer, painting: np.ndarra
     both = stylizer.stylize_batch(photos, joined_codes(codes), strength=0.7, colors="content")
     second = stylizer(photos[1], codes[1], strength=0.7, colors="content")
     assert np.abs(both[1].astype(int) - second).max() <= 1
+
+
+def test_pictures_of_many_sizes_come_back_in_order(
+    stylizer: Stylizer, painting: np.ndarray, monkeypatch
+) -> None:
+    astronaut = Image.fromarray(data.astronaut())
+    sizes = [(96, 64), (64, 96), (96, 64), (128, 128), (64, 96), (96, 64)]
+    photos: list = [astronaut.resize(size) for size in sizes]
+    photos[2] = np.array(photos[2])
+    photos[4] = photos[4].convert("RGBA")
+    num_taken, batches = [], []
+
+    def taken():
+        for photo in photos:
+            num_taken.append(1)
+            yield photo
+
+    draw = stylizer.renderer.inference.draw
+    monkeypatch.setattr(
+        stylizer.renderer.inference,
+        "draw",
+        lambda batch, code: batches.append(len(batch)) or draw(batch, code),
+    )
+    monkeypatch.setattr(nst.stylize, "NUM_AT_ONCE", 5)
+    done = stylizer.stylize_many(taken(), painting, strength=0.8)
+    first = next(done)
+    assert len(num_taken) == 5  # it does not hold all there are
+    results = [first, *done]
+    assert batches == [2, 2, 1, 1]
+    for photo, result in zip(photos, results, strict=True):
+        assert type(result) is type(photo) or isinstance(result, Image.Image)
+        single = np.array(stylizer(photo, painting, strength=0.8)).astype(int)
+        assert np.abs(np.array(result).astype(int) - single).max() <= 1
+    with pytest.raises(ValueError, match="strength 2"):
+        stylizer.stylize_many(photos, painting, strength=2)
+
+
+def test_a_mask_says_where(stylizer: Stylizer, photo: np.ndarray, painting: np.ndarray) -> None:
+    full = stylizer(photo, painting).astype(int)
+    mask = np.zeros((197, 301), np.float32)
+    mask[:, 100:200], mask[:, 200:] = 0.5, 1
+    result = stylizer(photo, painting, mask=mask).astype(int)
+    assert np.array_equal(result[:, :100], photo[:, :100])
+    assert np.array_equal(result[:, 200:], full[:, 200:])
+    assert np.abs(result[:, 100:200] - (full + photo)[:, 100:200] / 2).max() <= 1
+    alike = [(mask * 255).round().astype(np.uint8), torch.from_numpy(mask)[None]]
+    for other in [*alike, Image.fromarray(alike[0])]:
+        assert np.abs(stylizer(photo, painting, mask=other).astype(int) - result).max() <= 1
+    assert np.array_equal(stylizer(photo, painting, mask=mask == 1)[:, :200], photo[:, :200])
+    small = stylizer(photo, painting, mask=mask, max_side=150)
+    assert np.array_equal(small[:, :48], stylizer(photo, painting, strength=0, max_side=150)[:, :48])
+    floats = to_float(photo)
+    assert torch.equal(stylizer(floats, painting, mask=mask)[..., :100], floats[..., :100])
+
+
+def test_a_compiler_that_fails_is_done_without(
+    generator: Generator, photo: np.ndarray, painting: np.ndarray, monkeypatch, caplog
+) -> None:
+    def fail(*inputs):
+        raise RuntimeError("no C++ compiler\nat all")
+
+    monkeypatch.setattr(torch, "compile", lambda network, **options: fail)
+    stylizer = Stylizer(generator, compile=True)
+    plain = Stylizer(generator)(photo, painting)
+    assert all(np.array_equal(stylizer(photo, painting), plain) for _ in range(3))
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile cannot be used here, going on without it: no C++ compiler"
+    ]
+
+
+def test_only_sizes_that_come_again_are_compiled_and_not_too_many(
+    generator: Generator, painting: np.ndarray, monkeypatch
+) -> None:
+    compiled = set()
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda network, **_: lambda batch, code: compiled.add(batch.shape) or network(batch, code),
+    )
+    stylizer = Stylizer(generator, compile=True)
+    code = stylizer.encode_style(painting)
+    for _ in range(2):
+        for side in range(16, 16 + 8 * 12, 8):
+            assert len(compiled) <= 8
+            stylizer(np.zeros((side, 16, 3), np.uint8), code)
+    assert len(compiled) == 8
 
 
 def test_content_colors_keep_chroma_and_contrast(stylizer: Stylizer, painting: np.ndarray) -> None:
@@ -188,7 +258,13 @@ def test_codes_are_encoded_once(
         ({"content": np.zeros((64, 64, 3), np.float32)}, "float32"),
         ({"content": torch.full((3, 64, 64), 200.0)}, r"scale it to \[-1, 1\]"),
         ({"content": torch.zeros(64, 64, 3)}, "floats"),
-        ({"content": Image.new("I;16", (64, 64))}, "8 bits"),
+        ({"content": Image.new("F", (64, 64))}, "8-bit"),
+        ({"mask": np.zeros((64, 64), np.uint8)}, r"give \[197, 301\]"),
+        ({"mask": np.ones((197, 301), np.uint8)}, "0 and 1 as uint8"),
+        ({"mask": np.full((197, 301), 255.0)}, "scale it to 0..1"),
+        ({"mask": np.full((197, 301), np.nan)}, "scale it to 0..1"),
+        ({"mask": np.zeros((197, 301), int)}, "booleans, uint8 or floats"),
+        ({"mask": Image.new("F", (301, 197))}, "convert it to 8 bits"),
         ({"style": torch.zeros(2, 3, 64, 64)}, "list of styles"),
     ],
 )
@@ -197,19 +273,3 @@ def test_mistakes_say_what_to_do(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         stylizer(**{"content": photo, "style": painting, **arguments})
-
-
-@pytest.mark.parametrize(
-    ("length", "tile", "overlap"), [(100, 256, 64), (257, 256, 64), (5000, 768, 128), (770, 768, 384)]
-)
-def test_spans_cover_everything_with_overlap(length: int, tile: int, overlap: int) -> None:
-    found = spans(length, tile, overlap, 8)
-    assert (found[0][0], found[-1][1]) == (0, length)
-    assert all(start % 8 == 0 for start, _ in found)
-    assert all(stop - start < tile + 8 for start, stop in found)
-    for (_, stop), (start, _) in itertools.pairwise(found):
-        assert stop - start >= overlap
-    total = np.zeros(length)
-    for start, stop in found:
-        total[start:stop] += window((start, stop), length, overlap).numpy()
-    assert total.min() > 0.1

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -24,18 +18,8 @@ from infra import storage
 from nst.corpus import Corpus
 from tests.bad_images import encoded, picture
 from tests.fault_proxy import Fault, Request, fault_proxy, seeded
-from tests.servers import REPOSITORY, RayCluster, S3Server, ray_cluster
-
-SECONDS = 240
-
-
-def bytes_below(folder: Path) -> dict[str, bytes]:
-    """Every file, hidden ones too."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from tests.runs import Run, Start, bytes_below, command_line, starting, wait_until
+from tests.servers import RayCluster, S3Server, ray_cluster
 
 
 def add_pictures(folder: Path, label: str, numbers: range, size: tuple[int, int]) -> None:
@@ -45,104 +29,14 @@ def add_pictures(folder: Path, label: str, numbers: range, size: tuple[int, int]
         (folder / label / f"{number:04d}.jpg").write_bytes(encoded(image, "JPEG", quality=95))
 
 
-@dataclass(kw_only=True)
-class Run:
-    """A run of `nst shard` in a process of its own. What it and its Ray may leave is below `scratch`."""
-
-    process: subprocess.Popen[bytes]
-    scratch: Path
-    log: Path
-    answer: Path
-
-    def wait(self) -> int:
-        return self.process.wait(SECONDS)
-
-    def output(self) -> str:
-        return "".join(path.read_text(errors="replace") for path in (self.answer, self.log))
-
-    def result(self) -> dict[str, Any]:
-        """What stdout says; Ray's own words about processes that died go to stderr, at any moment."""
-        assert self.wait() == 0, self.output()
-        return json.loads(self.answer.read_text().splitlines()[-1])
-
-    def workers(self) -> list[psutil.Process]:
-        """Ray's processes that write a shard at this moment."""
-        return [process for process in self._processes() if "write_one" in _command_line(process)]
-
-    def _processes(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children(recursive=True)
-        return []
-
-    def wait_for_ray(self) -> None:
-        """Ray's processes end by themselves when their driver is gone."""
-        _wait_until(lambda: not _processes_of(self.scratch), f"processes of {self.scratch} are still there")
-
-
-Start = Callable[..., Run]
-
-
-@contextlib.contextmanager
-def starting() -> Iterator[Start]:
-    """Gives what starts `nst shard SOURCE CORPUS …`; whatever is there at the end is killed and removed."""
-    runs: list[Run] = []
-    scratch = Path(tempfile.mkdtemp(prefix="nst-faults-", dir="/tmp"))  # short: Ray's sockets lie in it
-
-    def start(source: object, corpus: object, *options: object, **environment: str) -> Run:
-        folder, log = scratch / str(len(runs)), scratch / f"{len(runs)}.log"
-        answer = log.with_suffix(".json")
-        folder.mkdir()
-        command = [sys.executable, "-m", "pipelines.cli", "shard", str(source), str(corpus), "--json"]
-        command += ["--role", "style", "--size", "64", "--dedupe", *map(str, options)]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        settings = {"TMPDIR": str(folder), "RAY_TMPDIR": str(folder), **environment}
-        with log.open("wb") as stderr, answer.open("wb") as stdout:
-            process = subprocess.Popen(
-                command,
-                cwd=REPOSITORY,
-                env=inherited | settings,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-        runs.append(Run(process=process, scratch=folder, log=log, answer=answer))
-        return runs[-1]
-
-    try:
-        yield start
-    finally:
-        for run in runs:
-            if run.process.poll() is None:
-                run.process.kill()
-                run.process.wait(30)
-        for process in _processes_of(scratch):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        shutil.rmtree(scratch, ignore_errors=True)
+def sharding() -> contextlib.AbstractContextManager[Start]:
+    return starting("shard", "--role", "style", "--size", "64", "--dedupe")
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    with starting() as found:
+    with sharding() as found:
         yield found
-
-
-def _processes_of(folder: Path) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if str(folder) + "/" in _command_line(process)]
-
-
-def _command_line(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-        return " ".join(process.cmdline())
-    return ""
-
-
-def _wait_until(condition: Callable[[], object], problem: str, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, problem
-        time.sleep(0.02)
 
 
 # A store that fails
@@ -250,7 +144,7 @@ class Case:
 @pytest.fixture(scope="module")
 def new(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     corpus = tmp_path_factory.mktemp("new") / "corpus"
-    with starting() as start:
+    with sharding() as start:
         began = time.monotonic()
         result = start(source, corpus, "--workers", 2).result()
         seconds = time.monotonic() - began
@@ -264,7 +158,7 @@ def growing(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """The corpus of half of the pictures gets the other half."""
     folder = tmp_path_factory.mktemp("growing")
     shutil.copytree(source, folder / "half", ignore=shutil.ignore_patterns("monet", "turner", "vangogh"))
-    with starting() as start:
+    with sharding() as start:
         start(folder / "half", folder / "before").result()
         shutil.copytree(folder / "before", folder / "after")
         began = time.monotonic()
@@ -304,7 +198,7 @@ class Kill:
                 return any(not name.startswith("shards/") for name in appeared())
             return len(appeared()) >= (self.moment - 0.2) / 0.8 * num_shard_files
 
-        _wait_until(lambda: has_come() or run.process.poll() is not None, "the moment does not come")
+        wait_until(lambda: has_come() or run.process.poll() is not None, "the moment does not come")
         return f"after {time.monotonic() - began:.2f} s with {len(appeared())} of {num_shard_files} new files"
 
 
@@ -351,12 +245,12 @@ def test_a_killed_program_is_gone_on_with(
         # A program that has not begun its work knows nothing of signals.
         assert code in (0, 130) or (code == -kill.number and kill.moment < 0.2), run.output()
         assert code != 130 or "the same command goes on from here" in run.output()
-        _assert_empty(run.scratch)
+        run.assert_nothing_left()
     run.wait_for_ray()
     again = start(source, corpus, "--workers", 1)
     again.result()
     assert bytes_below(corpus) == case.after
-    _assert_empty(again.scratch)
+    again.assert_nothing_left()
     again.wait_for_ray()
 
 
@@ -369,14 +263,14 @@ def test_a_killed_worker_costs_nothing(
     case.prepare(corpus)
     run = start(source, corpus, "--workers", 2)
     when = kill.wait(run, corpus, case)
-    _wait_until(run.workers, "no worker writes a shard")
-    victim = run.workers()[0]
+    wait_until(lambda: run.workers("write_one"), "no worker writes a shard")
+    victim = run.workers("write_one")[0]
     victim.kill()
     print(f"SIGKILL of worker {victim.pid} {when}")
     result = run.result()
     assert result["num_samples"] == 520
     assert bytes_below(corpus) == case.after
-    _assert_empty(run.scratch)
+    run.assert_nothing_left()
     run.wait_for_ray()
 
 
@@ -403,11 +297,11 @@ def test_a_killed_node_costs_nothing(
     def find_busy() -> bool:
         for process_id in nodes.process_ids:
             family = [psutil.Process(process_id), *psutil.Process(process_id).children(recursive=True)]
-            if any("write_one" in _command_line(process) for process in family):
+            if any("write_one" in command_line(process) for process in family):
                 busy.append(family)
         return bool(busy)
 
-    _wait_until(find_busy, "no node writes a shard")
+    wait_until(find_busy, "no node writes a shard")
     nodes.process_ids.remove(busy[0][0].pid)
     for process in busy[0]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -416,11 +310,7 @@ def test_a_killed_node_costs_nothing(
     result = run.result()
     assert result["num_samples"] == 520
     assert bytes_below(corpus) == new.after
-    _assert_empty(run.scratch)
-
-
-def _assert_empty(scratch: Path) -> None:
-    assert [str(path.relative_to(scratch)) for path in scratch.rglob("*")] == []
+    run.assert_nothing_left()
 
 
 @pytest.mark.faults
@@ -449,11 +339,11 @@ def test_a_run_that_is_killed_is_gone_on_with_by_more_workers(tmp_path: Path, st
     add_pictures(folder, "monet", range(130), (64, 48))
     start(folder, tmp_path / "plain", "--workers", 1).result()
     run = start(folder, corpus, "--workers", 2)
-    _wait_until(lambda: list(corpus.glob("shards/*.parquet")) or run.process.poll() is not None, "no shard")
+    wait_until(lambda: list(corpus.glob("shards/*.parquet")) or run.process.poll() is not None, "no shard")
     run.process.kill()
     run.wait()
     run.wait_for_ray()
     again = start(folder, corpus, "--workers", 4)
     again.result()
     assert bytes_below(corpus) == bytes_below(tmp_path / "plain")
-    _assert_empty(again.scratch)
+    again.assert_nothing_left()
