@@ -69,7 +69,8 @@ class OpenedImage:
 
     `original_width` and `original_height` are those stored in the file: before its EXIF orientation turned
     the picture and before the decoder shrank it. `format` is Pillow's name in lower case. Of an animation,
-    the first frame. `is_as_stored`: the file holds this picture and no other, upright, opaque and in sRGB.
+    the first frame; of a TIFF of several pages, which counts as one, the first page. `is_as_stored`: the file
+    holds this picture and no other, upright, opaque and in sRGB.
     """
 
     rgb: Image.Image

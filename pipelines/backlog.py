@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 MAX_IN_A_BATCH = 1_000
+NUM_AT_HAND = 10_000  # that are found before anything else needs the processor; see `hold`
 SECONDS_TO_CLOSE = 30.0
 LENGTH = struct.Struct("<I")
 
@@ -47,6 +48,8 @@ class Backlog(Generic[Entry]):
         self.num_found = self._num_taken = self._num_batches = self._num_batches_read = 0
         self._changed = threading.Condition()
         self._is_closing, self._is_complete = is_closing, False
+        self._may_run_ahead = threading.Event()
+        self._may_run_ahead.set()
         self._error: BaseException | None = None
         self.num_of_kind: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._fill, name="backlog", daemon=True)
@@ -59,6 +62,7 @@ class Backlog(Generic[Entry]):
         self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None
     ) -> None:
         self._is_closing.set()
+        self._may_run_ahead.set()
         self._thread.join(SECONDS_TO_CLOSE)
         self._to.close()
         self._from.close()
@@ -72,6 +76,14 @@ class Backlog(Generic[Entry]):
     def num_left(self) -> int | None:
         """How many are not taken yet; None while that is not known."""
         return self.num_found - self._num_taken if self._is_complete else None
+
+    def hold(self) -> None:
+        """With 10,000 at hand no more are looked for until `run_ahead`, or until those are taken: workers
+        that start need the processor more."""
+        self._may_run_ahead.clear()
+
+    def run_ahead(self) -> None:
+        self._may_run_ahead.set()
 
     def wait_for(self, kind: str) -> bool:
         """Waits until one of this kind is found; False if there is none. Raises what `entries` raised."""
@@ -91,6 +103,8 @@ class Backlog(Generic[Entry]):
         while len(taken) < num and (self._at_hand or self._read_batch()):
             taken.append(self._at_hand.pop())
         self._num_taken += len(taken)
+        if not taken:
+            self.run_ahead()
         if not taken and self.num_left == 0:
             self._raise_error()
         return taken
@@ -130,6 +144,8 @@ class Backlog(Generic[Entry]):
                 if len(waiting) >= num_wanted or time.monotonic() - stored_at > 1.0:
                     self._store(waiting)
                     waiting, stored_at = [], time.monotonic()
+                    if self.num_found - self._num_taken >= NUM_AT_HAND:
+                        self._may_run_ahead.wait()
         finally:
             if waiting and not self._is_closing.is_set():
                 self._store(waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -65,18 +66,20 @@ class BucketRecord:
             self._before = read_record(out_uri)
         except OSError:
             self._before = None  # it is written anew
-        known = self._before or {}
-        is_here = known.get("arguments", {}).get("out", "").rstrip("/") == out_uri.rstrip("/")
-        identity = str(known.get("bucket", "")) if is_here else ""
         self._content = {
-            "bucket": identity if BUCKET_ID.fullmatch(identity) else secrets.token_hex(16),
+            "bucket": self._identity(self._before) or secrets.token_hex(16),
             **facts,
             "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
     def begin(self) -> None:
         """Says that the run goes on; MLflow hears of it meanwhile."""
-        self._put("running", {}, 0.0)
+        if not self._put("running", {}, 0.0, if_absent=self._before is None):
+            with contextlib.suppress(OSError):  # another first run has just drawn one
+                self._content["bucket"] = (
+                    self._identity(read_record(self._out_uri)) or self._content["bucket"]
+                )
+            self._put("running", {}, 0.0)
         if (use := use_of(self._content)) is not None:
             BackgroundNote(use)
 
@@ -105,13 +108,22 @@ class BucketRecord:
             self._content["tracking"] = dataclasses.asdict(noted)
             self._write()
 
-    def _put(self, status: RunStatus, counts: Mapping[str, int], seconds: float) -> None:
-        self._content |= {"status": status, "seconds": seconds, "counts": dict(counts), "tracking": None}
-        self._write()
+    def _identity(self, record: Mapping[str, Any] | None) -> str | None:
+        """The bucket's, as a record in its place has it."""
+        if record is None or record["arguments"].get("out", "").rstrip("/") != self._out_uri.rstrip("/"):
+            return None
+        identity = str(record.get("bucket", ""))
+        return identity if BUCKET_ID.fullmatch(identity) else None
 
-    def _write(self) -> None:
-        content = json.dumps(self._content, indent=2, ensure_ascii=False)
-        storage.write_bytes(self._uri, content.encode(), within=self._out_uri)
+    def _put(
+        self, status: RunStatus, counts: Mapping[str, int], seconds: float, *, if_absent: bool = False
+    ) -> bool:
+        self._content |= {"status": status, "seconds": seconds, "counts": dict(counts), "tracking": None}
+        return self._write(if_absent=if_absent)
+
+    def _write(self, *, if_absent: bool = False) -> bool:
+        content = json.dumps(self._content, indent=2, ensure_ascii=False).encode()
+        return storage.write_bytes(self._uri, content, if_absent=if_absent, within=self._out_uri)
 
 
 def use_of(record: Mapping[str, Any]) -> Use | None:

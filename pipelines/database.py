@@ -14,7 +14,7 @@ import pyarrow as pa
 from infra import scratch
 
 MEMORY_VARIABLE = "NST_PLAN_MEMORY_MB"
-DEFAULT_MEMORY_MB = "400"  # enough for ten million pictures
+DEFAULT_MEMORY_MB = 400  # enough for ten million pictures
 NUM_THREADS = 2
 DISK_LIMIT = "max_temp_directory_size"  # is in DuckDB's message where the disk is full, not the memory
 INTERRUPTED = "Query interrupted"  # what DuckDB makes of Ctrl-C
@@ -22,13 +22,14 @@ ROWS_IN_A_BATCH = 10_000
 
 
 @contextlib.contextmanager
-def open_database(prefix: str) -> Iterator[Database]:
-    """An empty database in a folder whose name begins with `prefix`; both go at the end.
+def open_database(prefix: str, memory_mb: int = DEFAULT_MEMORY_MB) -> Iterator[Database]:
+    """An empty database in a folder whose name begins with `prefix`; both go at the end. It takes `memory_mb`
+    of memory, or what NST_PLAN_MEMORY_MB says.
 
     Raises:
         OSError: the disk or the memory is too small for what is put into it; says what helps.
     """
-    memory_mb = _memory_mb()
+    memory_mb = _memory_mb(memory_mb)
     with (
         scratch.folder(prefix) as folder,
         _translated_errors(folder, memory_mb),
@@ -97,8 +98,8 @@ def _translated_errors(folder: str, memory_mb: int) -> Iterator[None]:
         raise KeyboardInterrupt from error
 
 
-def _memory_mb() -> int:
-    text = os.environ.get(MEMORY_VARIABLE, DEFAULT_MEMORY_MB)
+def _memory_mb(default: int) -> int:
+    text = os.environ.get(MEMORY_VARIABLE, str(default))
     if not text.isdecimal() or int(text) < 50:
         raise ValueError(f"{MEMORY_VARIABLE} is {text!r}; give a number of megabytes from 50, such as 1000")
     return int(text)

@@ -14,6 +14,7 @@ Tables on disk hold what is read, so that memory does not grow with the ledger.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import io
@@ -30,7 +31,9 @@ from pipelines.database import Database, open_database
 
 ROWS_IN_A_PART = 1000
 SECONDS_BETWEEN_PARTS = 10.0
-ROWS_IN_A_MERGED_PART = 100_000
+ROWS_IN_A_MERGED_PART = 50_000
+ROWS_AT_ONCE = 10_000  # in memory, some 1 KB each
+MEMORY_MB = 200  # for the tables; sorting goes over the disk
 NUM_MERGES = 3  # where others merge at the same time
 NUM_LOOKS = 100  # at parts that another run's merges keep replacing
 
@@ -64,14 +67,15 @@ SCHEMA = pa.schema(
         ("finished_at", pa.timestamp("us", tz="UTC")),
     ]
 )
+ALL_COLUMNS = ", ".join(SCHEMA.names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
     """One item. `key` and `output` are paths relative to SOURCE and OUT; `width` and `height` (px) and
     `output_sha256` are of the output; `reason` is a word that can be counted, `error` a line for people;
-    `note` is a line about one that went well (of an animation, the first frame). status is done, failed, or
-    ignored (no picture). What never reached a worker has no output."""
+    `note` is a line about one that went well (of an animation, the first frame; of several pages, the first).
+    status is done, failed, or ignored (no picture). What never reached a worker has no output."""
 
     key: str
     output: str
@@ -147,7 +151,13 @@ class Ledger:
     def load(self, database: Database, table: str, columns: Sequence[str]) -> bool:
         """Makes a table with the newest row of each item, in the order of `identity`, a column of its own.
         Returns whether there are older rows, which a merge would remove."""
-        return self._make(database, table, ["identity", *columns], order="identity").has_older
+        read = self._read(database, columns)
+        names = ", ".join(["identity", *columns])
+        database.run(f"CREATE TABLE {table} AS SELECT {names} FROM items ORDER BY identity")
+        database.run("DROP VIEW items")
+        database.run("DROP TABLE stored")
+        database.run("DROP TABLE newest")
+        return read.has_older
 
     def merge(self) -> None:
         """Leaves one row an item, sorted by output and key. Interrupted, it leaves rows twice, which does no
@@ -161,10 +171,10 @@ class Ledger:
     def _merge_once(self) -> set[str]:
         """Returns the new parts."""
         written: set[str] = set()
-        with open_database("nst-ledger-") as database:
-            read = self._make(database, "items", SCHEMA.names, order="output, key")
+        with open_database("nst-ledger-", MEMORY_MB) as database:
+            read = self._read(database, SCHEMA.names)
             waiting: list[pa.RecordBatch] = []
-            for batch in database.stream("FROM items ORDER BY rowid"):
+            for batch in database.stream(f"SELECT {ALL_COLUMNS} FROM items ORDER BY output, key"):
                 waiting.append(batch)
                 if sum(one.num_rows for one in waiting) >= ROWS_IN_A_MERGED_PART:
                     written.add(self._write(pa.Table.from_batches(waiting)))
@@ -177,50 +187,46 @@ class Ledger:
 
     def read(self, num_newest: int) -> Contents:
         """What the ledger says, with the `num_newest` newest rows of each status, the newest first."""
-        with open_database("nst-ledger-") as database:
-            self._make(database, "items", SCHEMA.names, order="finished_at DESC, output, key")
+        with open_database("nst-ledger-", MEMORY_MB) as database:
+            self._read(database, SCHEMA.names)
             counts = dict(database.rows("SELECT status, count(*) FROM items GROUP BY status"))
             batches = [
                 batch
                 for status in (DONE, FAILED, IGNORED)
                 for batch in database.stream(
-                    f"FROM items WHERE status = '{status}' ORDER BY rowid LIMIT {num_newest}"
+                    f"SELECT {ALL_COLUMNS} FROM items WHERE status = '{status}' "
+                    f"ORDER BY finished_at DESC, output, key LIMIT {num_newest}"
                 )
             ]
         tables = [pa.Table.from_batches([batch]).cast(SCHEMA) for batch in batches]
         return Contents(counts=counts, rows=pa.concat_tables([SCHEMA.empty_table(), *tables]))
 
-    def _make(self, database: Database, table: str, columns: Sequence[str], *, order: str) -> _Read:
-        """A table of the newest row of each item."""
+    def _read(self, database: Database, columns: Sequence[str]) -> _Read:
+        """Makes `items`, the newest row of each item: a view of the tables `stored` and `newest`."""
         stored = list(dict.fromkeys([*columns, "key", "output", "finished_at"]))
-        stored = [name for name in stored if name != "identity"]
         database.with_batch(
             SCHEMA.empty_table().select(stored),
             f"CREATE TABLE stored AS SELECT *, {IDENTITY} AS identity FROM batch",
         )
         parts: list[str] = []
         waiting: list[pa.Table] = []
-        for uri, part in self._tables():
+        for uri, data in self._data_of_parts():
             parts.append(uri)
-            waiting.append(part.select(stored))
-            if sum(one.num_rows for one in waiting) >= ROWS_IN_A_MERGED_PART:
-                _insert(database, waiting)
-                waiting = []
+            for rows in _tables(uri, data, stored):
+                waiting.append(rows)
+                if sum(one.num_rows for one in waiting) >= ROWS_AT_ONCE:
+                    _insert(database, waiting)
+                    waiting = []
         _insert(database, waiting)
         database.run(
             """CREATE TABLE newest AS
             SELECT arg_max(rowid, finished_at) AS position FROM stored GROUP BY identity"""
         )
-        database.run(
-            f"""CREATE TABLE {table} AS SELECT {", ".join(columns)} FROM stored
-            WHERE rowid IN (FROM newest) ORDER BY {order}"""
-        )
+        database.run("CREATE VIEW items AS FROM stored WHERE rowid IN (FROM newest)")
         has_older = database.one("SELECT (SELECT count(*) FROM stored) > (SELECT count(*) FROM newest)")
-        database.run("DROP TABLE stored")
-        database.run("DROP TABLE newest")
         return _Read(parts=parts, has_older=has_older)
 
-    def _tables(self) -> Iterator[tuple[str, pa.Table]]:
+    def _data_of_parts(self) -> Iterator[tuple[str, bytes]]:
         """Every part, once, until a look finds no other."""
         seen: set[str] = set()
         for _ in range(NUM_LOOKS):
@@ -232,10 +238,10 @@ class Ledger:
                     continue
                 seen.add(uri)
                 try:
-                    table = _table(uri)
+                    data = storage.read_bytes(uri)
                 except FileNotFoundError:
                     continue  # merged meanwhile: the next look finds what came in its place
-                yield uri, table
+                yield uri, data
         raise OSError(f"{self.uri}: its parts keep changing; are many runs going on at once?")
 
     def _parts(self) -> list[str]:
@@ -243,7 +249,7 @@ class Ledger:
 
     def _write(self, table: pa.Table) -> str:
         buffer = io.BytesIO()
-        pq.write_table(table.cast(SCHEMA), buffer, compression="zstd")
+        pq.write_table(table.cast(SCHEMA), buffer, compression="zstd", row_group_size=ROWS_AT_ONCE)
         name = f"{self._run}-{self._num_parts:06d}.parquet"
         self._num_parts += 1
         uri = storage.join(self.uri, name)
@@ -257,18 +263,25 @@ def _insert(database: Database, tables: list[pa.Table]) -> None:
         database.with_batch(pa.concat_tables(tables), statement)
 
 
-def _table(uri: str) -> pa.Table:
-    try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    except pa.ArrowInvalid as error:
-        raise OSError(f"{uri} is no part of a ledger ({error}); delete it to go on without") from error
-    for name, blank in COLUMNS_ADDED_LATER.items():
-        if name not in table.column_names:
-            table = table.append_column(name, pa.array([blank] * table.num_rows, SCHEMA.field(name).type))
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
+def _tables(uri: str, data: bytes, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of a part, some rows at a time."""
+    with _naming(uri):
+        part = pq.ParquetFile(io.BytesIO(data))
+    found = part.schema_arrow.names
+    if missing := [name for name in SCHEMA.names if name not in (*found, *COLUMNS_ADDED_LATER)]:
         raise OSError(f"{uri} has no column {missing[0]}; delete it to go on without its rows")
+    schema = pa.schema([SCHEMA.field(name) for name in columns])
+    with _naming(uri):
+        for batch in part.iter_batches(ROWS_AT_ONCE, columns=[name for name in columns if name in found]):
+            table = pa.Table.from_batches([batch])
+            for name in set(columns).difference(found):
+                table = table.append_column(name, pa.array([COLUMNS_ADDED_LATER[name]] * len(table)))
+            yield table.select(columns).cast(schema)
+
+
+@contextlib.contextmanager
+def _naming(uri: str) -> Iterator[None]:
     try:
-        return table.select(SCHEMA.names).cast(SCHEMA)
-    except pa.ArrowException as error:
-        raise OSError(f"{uri} has a column of a wrong type ({error}); delete it to go on without") from error
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise OSError(f"{uri} is no part of a ledger ({error}); delete it to go on without") from error

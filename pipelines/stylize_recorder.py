@@ -10,12 +10,13 @@ from infra import storage
 from pipelines.console import Progress, StageFailed, say
 from pipelines.ledger import DONE, FAILED, IGNORED, Ledger, LedgerRow
 from pipelines.stylize_plan import Item, LeftOut
-from pipelines.stylize_worker import Report
+from pipelines.stylize_worker import STORAGE, Report
 
 if TYPE_CHECKING:
     from pipelines.stylize_run import BucketRun
 
 NUM_SHOWN = 10  # failures on the terminal; all are in the ledger
+NUM_WITHOUT_STORE = 20  # pictures in a row that cannot be read or written, before the store is looked at
 
 
 class GrowingProgress(Progress):
@@ -42,6 +43,9 @@ class Recorder:
     def __init__(self, run: BucketRun, ledger: Ledger, planned: Counter[str]) -> None:
         self._run, self.ledger, self._planned = run, ledger, planned
         self._counts: Counter[str] = Counter()
+        self._num_without_store = 0
+        self._last_done: str | None = None  # a source that could be read
+        self._lost_store: str | None = None
         self.progress: GrowingProgress | None = None
 
     @property
@@ -52,6 +56,13 @@ class Recorder:
         """What a worker made of an item."""
         status = FAILED if report.reason else DONE
         self._counts[status] += 1
+        if report.reason == STORAGE:
+            self._num_without_store += 1
+            if self._num_without_store % NUM_WITHOUT_STORE == 0 and self._lost_store is None:
+                self._lost_store = self._trouble_of_the_store(report.error)
+        else:
+            self._num_without_store = 0
+            self._last_done = item.source.uri if status == DONE else self._last_done
         if report.reason:
             self._say_failed(f"{item.source.key}: {report.reason}: {report.error}")
         row = self._row(item.source, status, report.reason, report.error)
@@ -92,8 +103,27 @@ class Recorder:
     def num_failed(self) -> int:
         return self._counts[FAILED]
 
+    def _trouble_of_the_store(self, error: str) -> str | None:
+        """Why no other picture needs to be tried; None if it was those alone: a folder that nobody may read
+        is no reason to leave the others."""
+        if self._run.max_failures is not None:
+            return None  # then that is how many may fail
+        if self._last_done is None:
+            return error
+        try:
+            storage.read_first_bytes(self._last_done, 1)
+            storage.check_access(storage.join(self._run.out_uri, "_nst"))
+        except (OSError, ValueError) as trouble:
+            return str(trouble)
+        return None
+
     @property
-    def has_failed_too_often(self) -> bool:
+    def has_given_up(self) -> bool:
+        """Whether no other picture is to be begun."""
+        return self._lost_store is not None or self._has_failed_too_often
+
+    @property
+    def _has_failed_too_often(self) -> bool:
         # with those of earlier runs: a rerun that skips them must not turn failure into success
         return self._run.max_failures is not None and self.num_failed_ever > self._run.max_failures
 
@@ -105,7 +135,12 @@ class Recorder:
     def failure(self) -> str | None:
         """Why the run as a whole failed; None if it did not."""
         failed, limit = self.num_failed_ever, self._run.max_failures
-        if self.has_failed_too_often:
+        if self._lost_store is not None:
+            return (
+                f"stopped: {NUM_WITHOUT_STORE} pictures in a row could not be read or written "
+                f"({self._lost_store}); mend that, run again, then once more with --retry-failed"
+            )
+        if self._has_failed_too_often:
             return f"{failed} pictures failed, more than --max-failures {limit}"
         if failed and not self._counts[DONE] and not self._planned["done_before"]:
             return f"none of {failed} pictures succeeded"

@@ -28,7 +28,7 @@ from pipelines.bucket_record import BucketRecord, RunStatus
 from pipelines.console import StageFailed, interruptible, say
 from pipelines.database import open_database
 from pipelines.gallery import write_gallery
-from pipelines.ledger import IGNORED, Ledger
+from pipelines.ledger import IGNORED, MEMORY_MB, Ledger
 from pipelines.lineage import code_digest
 from pipelines.models import ResolvedModel
 from pipelines.styles import StylePicture
@@ -73,7 +73,7 @@ def run_bucket(run: BucketRun) -> dict[str, Any]:
     recorder = Recorder(run, ledger, counts)
     record = BucketRecord(run.out_uri, _record_facts(run))
     is_closing = threading.Event()
-    with open_database("nst-plan-") as database:
+    with open_database("nst-plan-", MEMORY_MB) as database:
         past = Past(
             ledger,
             run.out_uri,
@@ -154,7 +154,7 @@ class _Feed:
         if self._backlog.is_complete:
             self._progress.expect(self._backlog.num_found)
         items: list[Item] = []
-        while len(items) < num and not self._recorder.has_failed_too_often:
+        while len(items) < num and not self._recorder.has_given_up:
             entries = self._backlog.take(num - len(items))
             if not entries:
                 break
@@ -167,10 +167,11 @@ class _Feed:
 
     @property
     def num_left(self) -> int | None:
-        return 0 if self._recorder.has_failed_too_often else self._backlog.num_left
+        return 0 if self._recorder.has_given_up else self._backlog.num_left
 
 
 def _stylize_all(run: BucketRun, recorder: Recorder, backlog: Backlog[Entry], feed: _Feed) -> None:
+    backlog.hold()
     cluster.connect(min_cpus=run.num_workers or 1)
 
     def num_workers() -> int:
@@ -184,6 +185,7 @@ def _stylize_all(run: BucketRun, recorder: Recorder, backlog: Backlog[Entry], fe
         return actor.stylize.remote(items)
 
     def record(outcome: Outcome[Item]) -> None:
+        backlog.run_ahead()
         error = "its worker died or hung each time; it may need too much memory: --max-side makes it smaller"
         gone = Report(reason="worker_died", error=error)
         recorder.item(outcome.item, outcome.result or gone, outcome.num_tries)

@@ -15,6 +15,7 @@ from nst.stylize import Stylizer
 from pipelines.exif import kept_exif
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STORAGE = "storage"  # a report's reason where a picture could not be read or written
 CODE_VERSION = 1  # raise it when the same settings give other pictures: reruns then do everything again
 
 
@@ -72,10 +73,11 @@ def decode(data: bytes, settings: StylizeSettings) -> Decoded:
     """Raises ImageError for what is wrong with the file."""
     decoded = decode_image(data)
     exif = kept_exif(data) if settings.keeps_metadata else None
+    more = "several pages: the first" if decoded.format == "tiff" else "animated: its first frame"
     return Decoded(
         pixels=decoded.rgb if decoded.alpha is None else np.dstack([decoded.rgb, decoded.alpha]),
         exif=exif or b"",
-        note="animated: its first frame" if decoded.is_animated else "",
+        note=more if decoded.is_animated else "",
     )
 
 

@@ -24,7 +24,7 @@ from nst.image_headers import DEFAULT_LIMITS, ImageError, check_num_bytes, opene
 from nst.networks.style_code import StyleCode
 from nst.stylize import Stylizer
 from pipelines.stylize_plan import Item, Look
-from pipelines.stylize_worker import Decoded, Report, StylizeSettings, decode, encode, stylize
+from pipelines.stylize_worker import STORAGE, Decoded, Report, StylizeSettings, decode, encode, stylize
 
 MAX_PIXELS = 24_000_000  # decoded at a time; a larger picture is alone
 MAX_IN_A_BATCH = 16  # on a GPU
@@ -208,7 +208,7 @@ def _reported(work: Callable[[], Result], started: float) -> Result | Report:
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason, detail = "out_of_memory", f"not enough memory: {error}; --max-side makes it smaller"
     except OSError as error:
-        reason, detail = "storage", f"{error}"
+        reason, detail = STORAGE, f"{error}"
     except Exception as error:  # noqa: BLE001 - one picture that finds a fault of ours must not stop the others
         reason, detail = "internal", f"{type(error).__name__}: {error}"
     return Report(reason=reason, error=detail, seconds=time.monotonic() - started)

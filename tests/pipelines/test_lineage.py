@@ -327,6 +327,16 @@ def test_a_bucket_has_one_note_however_its_runs_ended(world: World, tmp_path: Pa
     assert {run.data.tags["nst.out"] for run in notes()} == {str(out), str(tmp_path / "copy")}
 
 
+def test_two_first_runs_at_once_make_one_bucket(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "painted"
+    runs = [record_in(out, world) for _ in range(2)]
+    for record in runs:
+        record.begin()
+    for record in runs:
+        record.end("done", {"done": 2})
+    assert len(notes()) == 1
+
+
 def test_another_version_takes_a_bucket_over(world: World, tmp_path: Path) -> None:
     assert register_checkpoint(tiny_checkpoint(tmp_path / "second", seed=1)) == 2
     second = {"name": "nst", "version": 2, "digest": registry.get_version("nst", 2).digest}

@@ -306,15 +306,22 @@ def test_failures_decide_the_exit_code(ray_here: None, model: str, styles: Path,
 
 
 @pytest.mark.slow
-def test_an_animation_is_its_first_frame_and_the_ledger_says_so(
+def test_of_several_pictures_in_a_file_the_first_is_taken_and_the_ledger_says_so(
     ray_here: None, model: str, styles: Path, tmp_path: Path
 ) -> None:
     source = make_pictures(tmp_path / "in", 1)
     frames = [picture(48, 32, seed=seed) for seed in (1, 2)]
-    frames[0].save(source / "moving.gif", save_all=True, append_images=frames[1:])
+    for name in ("moving.gif", "pages.tif"):
+        frames[0].save(source / name, save_all=True, append_images=frames[1:])
+    frames[0].save(source / "plain.tif")
     done(model, source, tmp_path / "out", "--style", styles / "dahlia.jpg")
     notes = {row["output"]: (row["status"], row["note"]) for row in ledger(tmp_path / "out")}
-    assert notes == {"000.jpg": ("done", ""), "moving.jpg": ("done", "animated: its first frame")}
+    assert notes == {
+        "000.jpg": ("done", ""),
+        "moving.jpg": ("done", "animated: its first frame"),
+        "pages.jpg": ("done", "several pages: the first"),
+        "plain.jpg": ("done", ""),
+    }
 
 
 @pytest.mark.slow

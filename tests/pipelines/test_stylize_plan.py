@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from infra.storage import ObjectInfo
-from pipelines.backlog import Backlog
+from pipelines.backlog import MAX_IN_A_BATCH, NUM_AT_HAND, Backlog
 from pipelines.database import open_database
 from pipelines.ledger import DONE, FAILED, Ledger, LedgerRow
 from pipelines.stylize_past import Past
@@ -216,3 +217,24 @@ def test_an_error_of_the_listing_comes_after_what_was_found(tmp_path: Path) -> N
     with backlog(listing(), tmp_path) as source, pytest.raises(OSError, match="is away"):
         found.extend(take_all(source))
     assert found == list(range(1_500))
+
+
+def test_where_it_is_held_it_runs_ahead_so_far_and_no_further(tmp_path: Path) -> None:
+    num_listed, may_begin = 0, threading.Event()
+
+    def listing() -> Iterator[int]:
+        nonlocal num_listed
+        assert may_begin.wait(60)
+        for number in range(50_000):
+            num_listed += 1
+            yield number
+
+    with backlog(listing(), tmp_path) as source:
+        source.hold()
+        may_begin.set()
+        assert source.wait_for("odd")
+        taken = source.take(5)
+        time.sleep(0.5)
+        assert NUM_AT_HAND <= num_listed <= NUM_AT_HAND + 2 * MAX_IN_A_BATCH
+        # who needs more than is at hand gets it, whether or not anybody says that the wait is over
+        assert [*taken, *take_all(source)] == list(range(50_000))
