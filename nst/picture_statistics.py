@@ -14,10 +14,11 @@ of 768 px of a picture of 1000 px leaves 1.4 and one pass 0.04; one of 384 px le
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise, product
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,12 @@ from nst.pictures import MIN_SIDE, as_float
 
 HALO = 32  # px around a cell: next to a border, a norm is given something else than inside
 MAX_PASSES = 4
-SMALL_CHANGE = 2.0  # levels of 255 in the thumbnail; of an error that made it, a quarter or less is left
-
-WHOLE = (0.0, 1.0)
+SMALL_CHANGE = 4.0  # levels of 255 in the thumbnail; of an error that made it, a fifth or less is left
 
 Run = Callable[[Tensor], Tensor]  # float [1, 3, h, w] in [-1, 1] through the generator
 Moments = Tensor  # [2, 1, C] in float64: the channels' means and mean squares
+Region = tuple[tuple[float, float], tuple[float, float]]  # rows and columns of a picture, in 0..1
+WHOLE: Region = (0.0, 1.0), (0.0, 1.0)
 
 
 def picture_statistics(
@@ -46,17 +47,22 @@ def picture_statistics(
         side: px, of what is run at once; a multiple of the network's `stride`.
     """
     thumbnail = _thumbnail(planes, side)
-    with record_statistics(network) as statistics:
+    with record_statistics(network) as recorded:
         drawn = run(thumbnail)
-    statistics = dict(statistics)
-    for _ in range(MAX_PASSES):
-        whole = _moments_in_cells(network, planes, run, statistics, side, stride)
-        with replay_statistics(network, statistics), _moments_given(network) as reduced:
+    statistics = dict(recorded)
+    inner = side - 2 * _halo(stride)
+    height, width = planes.shape[1:]
+    rows, columns = cells(height, inner, stride), cells(width, inner, stride)
+    sample, every = list(product(rows[::2], columns[::2])), list(product(rows, columns))
+    for chosen in [sample, *[every] * (MAX_PASSES - 1)]:
+        regions = [(_shares_of(down, (0, height)), _shares_of(along, (0, width))) for down, along in chosen]
+        given = _moments_in_cells(network, planes, run, statistics, chosen, stride)
+        with replay_statistics(network, statistics), _moments_given(network, regions) as reduced:
             run(thumbnail)
-        with _replay_corrected(network, statistics, whole, reduced) as corrected:
+        with _replay_corrected(network, statistics, given, reduced) as corrected:
             before, drawn = drawn, run(thumbnail)
         statistics = corrected
-        if float((drawn - before).abs().mean()) * 127.5 < SMALL_CHANGE:
+        if chosen is every and float((drawn - before).abs().mean()) * 127.5 < SMALL_CHANGE:
             break
     return statistics
 
@@ -69,20 +75,24 @@ def _thumbnail(planes: Tensor, side: int) -> Tensor:
 
 
 def _moments_in_cells(
-    network: nn.Module, planes: Tensor, run: Run, statistics: dict[str, Statistics], side: int, stride: int
+    network: nn.Module,
+    planes: Tensor,
+    run: Run,
+    statistics: dict[str, Statistics],
+    chosen: list[tuple[tuple[int, int], tuple[int, int]]],
+    stride: int,
 ) -> dict[str, list[Moments]]:
-    """What every norm is given over the whole picture, if all normalise by `statistics`."""
+    """What every norm is given in the `chosen` cells together, if all normalise by `statistics`."""
     totals: dict[str, list[Moments]] = {}
-    halo = -(-HALO // stride) * stride
-    height, width = planes.shape[1:]
-    edges = (cells(length, side - 2 * halo, stride) for length in (height, width))
-    for (top, bottom), (left, right) in itertools.product(*edges):
-        rows = slice(max(0, top - halo), min(height, bottom + halo))
-        columns = slice(max(0, left - halo), min(width, right + halo))
-        inside = _share_of(top, bottom, rows), _share_of(left, right, columns)
-        with replay_statistics(network, statistics), _moments_given(network, inside) as given:
-            run(as_float(planes[None, :, rows, columns]))
-        share = (bottom - top) * (right - left) / (height * width)
+    halo, (height, width) = _halo(stride), planes.shape[1:]
+    num_pixels = sum((bottom - top) * (right - left) for (top, bottom), (left, right) in chosen)
+    for (top, bottom), (left, right) in chosen:
+        rows = max(0, top - halo), min(height, bottom + halo)
+        columns = max(0, left - halo), min(width, right + halo)
+        inside = _shares_of((top, bottom), rows), _shares_of((left, right), columns)
+        with replay_statistics(network, statistics), _moments_given(network, [inside]) as given:
+            run(as_float(planes[None, :, slice(*rows), slice(*columns)]))
+        share = (bottom - top) * (right - left) / num_pixels
         for name, moments in given.items():
             sums = totals.setdefault(name, [torch.zeros_like(one) for one in moments])
             for total, one in zip(sums, moments, strict=True):
@@ -90,36 +100,32 @@ def _moments_in_cells(
     return totals
 
 
+def _halo(stride: int) -> int:
+    return -(-HALO // stride) * stride
+
+
 def cells(length: int, side: int, stride: int) -> list[tuple[int, int]]:
     """Divides 0..length evenly, on multiples of `stride`, into parts of `side` and less (the last of up to a
     stride more)."""
     num = -(-length // side)
     edges = [length * index // num // stride * stride for index in range(num)]
-    return list(itertools.pairwise([*edges, length]))
+    return list(pairwise([*edges, length]))
 
 
-def _share_of(start: int, stop: int, whole: slice) -> tuple[float, float]:
-    """Where start..stop begins and ends in `whole`, in 0..1: features have fewer rows than the picture."""
-    length = whole.stop - whole.start
-    return (start - whole.start) / length, (stop - whole.start) / length
+def _shares_of(part: tuple[int, int], whole: tuple[int, int]) -> tuple[float, float]:
+    """Where `part` begins and ends in `whole`, in 0..1: features have fewer rows than the picture."""
+    length = whole[1] - whole[0]
+    return (part[0] - whole[0]) / length, (part[1] - whole[0]) / length
 
 
 @contextmanager
-def _moments_given(
-    network: nn.Module, inside: tuple[tuple[float, float], tuple[float, float]] = (WHOLE, WHOLE)
-) -> Iterator[dict[str, list[Moments]]]:
+def _moments_given(network: nn.Module, regions: list[Region]) -> Iterator[dict[str, list[Moments]]]:
     """Collects what every InstanceNorm in `network` is given, whatever it normalises by; by name, in order
-    of its calls, of the rows and columns `inside` alone."""
+    of its calls, in the `regions` alone."""
     given: dict[str, list[Moments]] = {}
-
-    def note(name: str, features: Tensor) -> None:
-        rows, columns = (
-            slice(*(round(edge * length) for edge in edges))
-            for edges, length in zip(inside, features.shape[2:], strict=True)
-        )
-        given.setdefault(name, []).append(_moments(features[:, :, rows, columns]))
-
-    with _hear(network, note):
+    with _hear(
+        network, lambda name, features: given.setdefault(name, []).append(_moments(features, regions))
+    ):
         yield given
 
 
@@ -133,24 +139,22 @@ def _replay_corrected(
     """Every norm normalises by what it is given, corrected by how `whole` differs from `reduced`; collects
     what they normalise by."""
     corrected: dict[str, Statistics] = {name: [] for name in known}
-    given: dict[str, list[Tensor]] = {name: [] for name in known}
+    given: dict[str, list[Moments]] = {name: [] for name in known}
 
     def statistics(name: str) -> Iterator[tuple[Tensor, Tensor]]:
-        differences = zip(map(_mean_and_std, whole[name]), map(_mean_and_std, reduced[name]), strict=True)
-        for recorded in known[name]:
-            if not given[name]:  # asked for something that no norm is given: the content's own colours
-                corrected[name].append(recorded)
-            else:
-                (mean, std), (whole_part, reduced_part) = _mean_and_std(given[name].pop()), next(differences)
-                mean = mean + (whole_part[0] - reduced_part[0]) / reduced_part[1] * std
-                corrected[name].append((mean.float(), (std * whole_part[1] / reduced_part[1]).float()))
+        for whole_moments, reduced_moments in zip(whole[name], reduced[name], strict=True):
+            mean, std = _mean_and_std(given[name].pop())
+            whole_mean, whole_std = _mean_and_std(whole_moments)
+            reduced_mean, reduced_std = _mean_and_std(reduced_moments)
+            mean = mean + (whole_mean - reduced_mean) / reduced_std * std
+            corrected[name].append((mean.float(), (std * whole_std / reduced_std).float()))
             yield corrected[name][-1]
 
     norms = [(name, norm) for name, norm in network.named_modules() if isinstance(norm, InstanceNorm)]
     for name, norm in norms:
         norm.replayed = statistics(name)
     try:
-        with _hear(network, lambda name, features: given[name].append(_moments(features))):
+        with _hear(network, lambda name, features: given[name].append(_moments(features, [WHOLE]))):
             yield corrected
     finally:
         for _, norm in norms:
@@ -160,22 +164,31 @@ def _replay_corrected(
 @contextmanager
 def _hear(network: nn.Module, note: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Tells `note` the name and the input of every InstanceNorm in `network`, before it normalises."""
-
-    def listener(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda norm, inputs: note(name, inputs[0])
-
     norms = [(name, norm) for name, norm in network.named_modules() if isinstance(norm, InstanceNorm)]
-    handles = [norm.register_forward_pre_hook(listener(name)) for name, norm in norms]
+    for name, norm in norms:
+        norm.heard = functools.partial(note, name)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for _, norm in norms:
+            norm.heard = None
 
 
-def _moments(features: Tensor) -> Moments:
-    features = features.float()
-    return torch.stack([features.mean(dim=(2, 3)), features.square().mean(dim=(2, 3))]).double()
+def _moments(features: Tensor, regions: list[Region]) -> Moments:
+    total, num_pixels = torch.zeros((), dtype=torch.float64), 0
+    for region in regions:
+        rows, columns = map(_places, region, features.shape[2:])
+        part = features[:, :, rows, columns].float()
+        moments = torch.stack([part.mean(dim=(2, 3)), part.square().mean(dim=(2, 3))])
+        area = part[0, 0].numel()
+        total, num_pixels = total + moments.double() * area, num_pixels + area
+    return total / num_pixels
+
+
+def _places(shares: tuple[float, float], length: int) -> slice:
+    """One at least."""
+    start = min(round(shares[0] * length), length - 1)
+    return slice(start, max(round(shares[1] * length), start + 1))
 
 
 def _mean_and_std(moments: Moments) -> tuple[Tensor, Tensor]:

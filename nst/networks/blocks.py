@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -45,18 +45,29 @@ class InstanceNorm(nn.Module):
 
     Its statistics can be recorded on one image and replayed on others: tiles of a large picture are then
     normalised by the whole picture's statistics and show no seams (see `record_statistics`).
+
+    Attributes:
+        heard: told every picture that is measured, also where other statistics are replayed for it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.recorded: Statistics | None = None
         self.replayed: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.heard: Callable[[Tensor], None] | None = None
+
+    def measure(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation over space, two of [N, C]: these features', or the replayed ones."""
+        if self.heard is not None:
+            self.heard(features)
+        measured = channel_statistics(features) if self.replayed is None else next(self.replayed)
+        if self.recorded is not None:
+            self.recorded.append(measured)
+        return measured
 
     def forward(self, features: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """features [N, C, H, W]; scale and shift [N, C] or None."""
-        mean, std = channel_statistics(features) if self.replayed is None else next(self.replayed)
-        if self.recorded is not None:
-            self.recorded.append((mean, std))
+        mean, std = self.measure(features)
         gain = 1 / std if scale is None else full_precision(scale) / std
         offset = -mean * gain if shift is None else full_precision(shift) - mean * gain
         gain, offset = gain[:, :, None, None], offset[:, :, None, None]

@@ -14,7 +14,6 @@ from nst.networks.blocks import (
     AdaptiveNorm,
     AdaptiveResBlock,
     InstanceNorm,
-    channel_statistics,
     conv,
     upsample,
 )
@@ -161,25 +160,13 @@ class PictureUnet(ConditionalUnet):
         return drawing[:, :, :height, :width]
 
 
-class ColourNorm(InstanceNorm):
-    """Takes a picture's mean and deviation from another picture. Recorded and replayed like any norm, so that
-    the tiles of a large picture agree."""
-
-    def measure(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation over space, two of [N, C]: this picture's, or the replayed ones."""
-        measured = channel_statistics(images) if self.replayed is None else next(self.replayed)
-        if self.recorded is not None:
-            self.recorded.append(measured)
-        return measured
-
-
 class Palette(nn.Module):
     """The last layer: which RGB mean and deviation a picture has (`RganModel.palette`)."""
 
     def __init__(self, palette: str) -> None:
         super().__init__()
         self.palette = palette
-        self.norm = ColourNorm()
+        self.norm = InstanceNorm()
 
     def forward(self, drawing: Tensor, content: Tensor, colour_mean: Tensor, colour_std: Tensor) -> Tensor:
         """drawing and content [N, 3, H, W], the style's colours two of [N, 3] -> [N, 3, H, W] in [-1, 1]."""

@@ -10,6 +10,7 @@ from skimage import data
 
 from nst.approaches import RganModel, UniganModel
 from nst.images import to_float
+from nst.networks.blocks import channel_statistics
 from nst.networks.build import build_generator
 from nst.networks.style_code import StyleCode
 from nst.networks.style_generator import StyleGenerator
@@ -93,6 +94,16 @@ def test_the_other_approach_is_tiled_too(palette) -> None:
     photo = picture("retina")[:400, :400]
     difference = stylized(unet, photo, 256) - stylized(unet, photo, UNTILED)
     assert 0 < np.abs(difference).mean() < 1
+
+
+def test_the_contents_own_colours_are_those_of_the_whole_picture() -> None:
+    torch.manual_seed(0)
+    config = RganModel(widths=(8, 12, 16, 16), style_width=8, style_side=64, palette="content")
+    stylizer = Stylizer(build_generator(config).eval(), tile_side=256)
+    photo = to_float(picture("retina")[:416, :400])
+    statistics = stylizer.renderer.statistics(photo, stylizer.encode_style(data.coffee()), 256)
+    for found, exact in zip(statistics["palette.norm"][0], channel_statistics(photo[None]), strict=True):
+        assert torch.allclose(found, exact, atol=0.01 / 127.5)
 
 
 def test_a_mask_and_content_colours_reach_every_tile(generator: StyleGenerator) -> None:
