@@ -50,7 +50,7 @@ def write_gallery(
     with ThreadPoolExecutor(NUM_READS_AT_ONCE) as pool:
         cards = list(pool.map(lambda entry: _card(entry, out_uri, facts["source"], looks), done))
     shown_looks = sorted({entry["style"] for entry in done + failed if entry["style"]})
-    reasons = Counter(entry["reason"].replace("_", " ") for entry in failed)
+    reasons = Counter({name.replace("_", " "): num for name, num in contents.reasons.items()})
     folder = importlib.resources.files("pipelines") / "templates"
     script = (folder / "gallery.js").read_text(encoding="utf-8")
     content = page(
@@ -69,7 +69,7 @@ def write_gallery(
         cards="\n".join(cards),
         failures="\n".join(_failure(entry) for entry in failed),
         failures_hidden="" if failed else " hidden",
-        reasons=text(", ".join(f"{num} {name}" for name, num in reasons.most_common())),
+        reasons=text(", ".join(f"{num:,} {name}" for name, num in reasons.most_common())),
         left_out=text(_left_out({"pictures": (len(done), num_done), "failures": (len(failed), num_failed)})),
         script=script,
     )

@@ -102,9 +102,10 @@ class LedgerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a ledger says: the number of items of each status, and some rows."""
+    """What a ledger says: the number of items of each status, of failed ones by reason, and some rows."""
 
     counts: Mapping[str, int]
+    reasons: Mapping[str, int]
     rows: pa.Table
 
 
@@ -190,6 +191,8 @@ class Ledger:
         with open_database("nst-ledger-", MEMORY_MB) as database:
             self._read(database, SCHEMA.names)
             counts = dict(database.rows("SELECT status, count(*) FROM items GROUP BY status"))
+            failed = f"SELECT reason, count(*) FROM items WHERE status = '{FAILED}' GROUP BY reason"
+            reasons = dict(database.rows(failed))
             batches = [
                 batch
                 for status in (DONE, FAILED, IGNORED)
@@ -199,7 +202,9 @@ class Ledger:
                 )
             ]
         tables = [pa.Table.from_batches([batch]).cast(SCHEMA) for batch in batches]
-        return Contents(counts=counts, rows=pa.concat_tables([SCHEMA.empty_table(), *tables]))
+        return Contents(
+            counts=counts, reasons=reasons, rows=pa.concat_tables([SCHEMA.empty_table(), *tables])
+        )
 
     def _read(self, database: Database, columns: Sequence[str]) -> _Read:
         """Makes `items`, the newest row of each item: a view of the tables `stored` and `newest`."""

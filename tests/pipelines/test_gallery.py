@@ -90,7 +90,8 @@ def gallery_of(tmp_path: Path, rows: list[LedgerRow]) -> str:
     table = pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=SCHEMA)
     looks = single_looks([style.name for style in styles()], [style.digest for style in styles()])
     facts = FACTS | {"source": str(tmp_path / "in")}
-    contents = Contents(counts=Counter(row.status for row in rows), rows=table)
+    reasons = Counter(row.reason for row in rows if row.status == FAILED)
+    contents = Contents(counts=Counter(row.status for row in rows), reasons=reasons, rows=table)
     uri = write_gallery(str(tmp_path / "out"), contents, styles(), looks, facts)
     assert uri == str(tmp_path / "out" / "_nst" / "gallery.html")
     return Path(uri).read_text(encoding="utf-8")
@@ -150,7 +151,9 @@ def test_the_newest_are_shown_and_the_rest_is_counted(
     page = Page(gallery_of(tmp_path, rows))
     assert [found["data-name"] for found in page.all("figure")] == ["5.jpg", "1.jpg", "6.jpg"]
     assert [found["data-name"] for found in page.all("tr") if found] == ["x4.jpg", "x3.jpg"]
-    assert "This page shows the newest: 3 of 9 pictures and 2 of 5 failures." in " ".join(page.words)
+    words = " ".join(page.words)
+    assert "This page shows the newest: 3 of 9 pictures and 2 of 5 failures." in words
+    assert "5 truncated" in words
 
 
 def test_pictures_that_are_gone_or_of_an_older_style_do_not_stop_it(tmp_path: Path) -> None:

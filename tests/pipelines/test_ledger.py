@@ -40,7 +40,7 @@ def test_the_newest_row_of_an_item_counts(tmp_path: Path) -> None:
     later.append(row("", key="notes.txt", status=IGNORED))
     later.flush()
     for number in range(9):  # of a run that began before, or whose rows are merged into a younger part
-        earlier.append(row(f"{number}.jpg", second=10, etag="old", status=FAILED))
+        earlier.append(row(f"{number}.jpg", second=10, etag="old", status=FAILED, reason="corrupt"))
     earlier.flush()
     with open_database("nst-test-") as database:
         assert later.load(database, "known", ["etag", "status"])
@@ -55,6 +55,7 @@ def test_the_newest_row_of_an_item_counts(tmp_path: Path) -> None:
         assert not later.load(database, "known", ["etag"])
     contents = later.read(num_newest=2)
     assert contents.counts == {DONE: 8, FAILED: 1, IGNORED: 1}
+    assert contents.reasons == {"corrupt": 1}
     assert [one["output"] for one in contents.rows.to_pylist()] == ["0.jpg", "1.jpg", "8.jpg", ""]
 
 
