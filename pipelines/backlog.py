@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 MAX_IN_A_BATCH = 1_000
-NUM_AT_HAND = 10_000  # that are found before anything else needs the processor; see `hold`
+NUM_AT_HAND, SECONDS_AHEAD = 10_000, 1.0  # how far it gets while it is held
 SECONDS_TO_CLOSE = 30.0
 LENGTH = struct.Struct("<I")
 
@@ -48,7 +48,7 @@ class Backlog(Generic[Entry]):
         self.num_found = self._num_taken = self._num_batches = self._num_batches_read = 0
         self._changed = threading.Condition()
         self._is_closing, self._is_complete = is_closing, False
-        self._may_run_ahead = threading.Event()
+        self._held_at, self._may_run_ahead = 0.0, threading.Event()
         self._may_run_ahead.set()
         self._error: BaseException | None = None
         self.num_of_kind: Counter[str] = Counter()
@@ -78,8 +78,9 @@ class Backlog(Generic[Entry]):
         return self.num_found - self._num_taken if self._is_complete else None
 
     def hold(self) -> None:
-        """With 10,000 at hand no more are looked for until `run_ahead`, or until those are taken: workers
-        that start need the processor more."""
+        """From now on no more are looked for than 10,000, or what a second finds, until `run_ahead` or until
+        those are taken: workers that start need the processor more."""
+        self._held_at = time.monotonic()
         self._may_run_ahead.clear()
 
     def run_ahead(self) -> None:
@@ -144,7 +145,8 @@ class Backlog(Generic[Entry]):
                 if len(waiting) >= num_wanted or time.monotonic() - stored_at > 1.0:
                     self._store(waiting)
                     waiting, stored_at = [], time.monotonic()
-                    if self.num_found - self._num_taken >= NUM_AT_HAND:
+                    has_enough = self.num_found - self._num_taken >= NUM_AT_HAND
+                    if has_enough or stored_at - self._held_at > SECONDS_AHEAD:
                         self._may_run_ahead.wait()
         finally:
             if waiting and not self._is_closing.is_set():
