@@ -42,7 +42,7 @@ def photographs() -> dict[str, NDArray[np.uint8]]:
     }
 
 
-def steepness(difference: NDArray[np.float32], tile_side: int, stride: int) -> float:
+def steepness(difference: NDArray[Any], tile_side: int, stride: int) -> float:
     """Of tiled minus untiled [H, W, 3]: how much steeper it is where tiles begin and end than in the median
     row or column; levels a px."""
     found = 0.0
