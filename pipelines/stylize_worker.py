@@ -16,7 +16,7 @@ from pipelines.exif import kept_exif
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STORAGE = "storage"  # a report's reason where a picture could not be read or written
-CODE_VERSION = 1  # raise it when the same settings give other pictures: reruns then do everything again
+CODE_VERSION = 2  # raise it when the same settings give other pictures: reruns then do everything again
 
 
 @dataclass(frozen=True, kw_only=True)
