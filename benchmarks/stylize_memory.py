@@ -94,7 +94,7 @@ def page(facts: dict[str, Any], name: str, precision: str, rows: list[dict[str, 
         "",
         f"Preset `{name}` in {precision}, from a JPEG's bytes to those of the result. Peak resident memory "
         "of the whole process; *before*: with libraries and model loaded and a picture of 64 px drawn. "
-        "*Tiled* is what `nst stylize` does: up to 768² px in one pass, larger ones in tiles of "
+        "*Tiled* is what `nst stylize` does: up to 1152² px in one pass, larger ones in tiles of "
         f"{TILE_SIDE} px. What grows with the picture is the picture: its array, its result, and one of both "
         "as Pillow holds it, 4 bytes a pixel.",
         "",

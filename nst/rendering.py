@@ -17,7 +17,7 @@ from nst.tiling import render_in_tiles
 
 log = logging.getLogger(__name__)
 
-TILE_SIDE, OVERLAP = 512, 128  # px
+TILE_SIDE, OVERLAP = 768, 128  # px
 ONE_PASS = 1.5  # tile sides; a square of it fits too, where no large picture lies beside it
 
 

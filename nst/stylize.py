@@ -49,7 +49,7 @@ class Stylizer:
         stylizer = Stylizer.load()  # the model in the box; or a checkpoint's folder
         painted = stylizer(photo, painting, strength=0.8)
 
-    Pictures of more pixels than 768² are rendered in overlapping tiles of 512 px that show no seams
+    Pictures of more pixels than 1152² are rendered in overlapping tiles of 768 px that show no seams
     (`nst.rendering.Renderer`).
 
     Args:
@@ -169,7 +169,7 @@ class Stylizer:
     def stylize_batch(
         self, contents: np.ndarray, code: StyleCode, *, strength: float = 1.0, colors: str = "style"
     ) -> np.ndarray:
-        """uint8 [N, H, W, 3] of one size, as many in one pass as have 768² pixels together.
+        """uint8 [N, H, W, 3] of one size, as many in one pass as have 1152² pixels together.
 
         Args:
             code: of one style, or of N.
