@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
+from sklearn.datasets import load_sample_images
 
 from benchmarks import timing
 from nst.images import to_float, to_uint8
@@ -23,7 +24,7 @@ from nst.rendering import OVERLAP
 from nst.stylize import Stylizer
 from nst.tiling import spans
 
-TILE_SIDES = (256, 320, 384)
+TILE_SIDES = (384, 512, 768)
 UNTILED = 2048  # px, a tile that holds any of the pictures
 PICTURE_HEIGHT = 300  # px, of the worst case's four
 MAGNIFIED = 16  # times, its difference
@@ -31,14 +32,14 @@ MAGNIFIED = 16  # times, its difference
 
 def photographs() -> dict[str, NDArray[np.uint8]]:
     """uint8 [H, W, 3] of three sizes."""
-    shrunk = {
-        "retina": (data.retina(), (584, 584)),
-        "chelsea": (data.chelsea(), (720, 480)),
-        "hubble": (data.hubble_deep_field(), (1000, 872)),
+    resized = {
+        "retina": (data.retina(), (1411, 1411)),
+        "coffee": (data.coffee(), (1680, 1120)),
+        "hubble": (data.hubble_deep_field(), (1300, 1134)),
     }
     return {
         name: np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-        for name, (pixels, size) in shrunk.items()
+        for name, (pixels, size) in resized.items()
     }
 
 
@@ -56,7 +57,7 @@ def steepness(difference: NDArray[Any], tile_side: int, stride: int) -> float:
 
 def compare(stylizer: Stylizer, photo: NDArray[np.uint8], tile_side: int) -> dict[str, Any]:
     """Levels of 255; `thumbnail`: the mean difference if its statistics were taken for the picture's."""
-    renderer, code = stylizer.renderer, stylizer.encode_style(data.coffee())
+    renderer, code = stylizer.renderer, stylizer.encode_style(load_sample_images().images[1])
     planes = to_float(photo)
     whole = renderer.render_in_tiles(planes, code, UNTILED)
     tiled = renderer.render_in_tiles(planes, code, tile_side)

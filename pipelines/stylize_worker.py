@@ -37,10 +37,9 @@ class StylizeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """A picture at hand: uint8 [H, W, 3 or 4], and of its file what the output keeps."""
+class Kept:
+    """Of a picture's file, what is kept besides the pixels."""
 
-    pixels: NDArray[np.uint8]
     exif: bytes
     note: str
 
@@ -69,39 +68,37 @@ class Report:
     num_bytes: int = 0
 
 
-def decode(data: bytes, settings: StylizeSettings) -> Decoded:
-    """Raises ImageError for what is wrong with the file."""
+def decode(data: bytes, settings: StylizeSettings) -> tuple[NDArray[np.uint8], Kept]:
+    """Pixels, uint8 [H, W, 3 or 4]. Raises ImageError for what is wrong with the file."""
     decoded = decode_image(data)
     exif = kept_exif(data) if settings.keeps_metadata else None
     more = "several pages: the first" if decoded.format == "tiff" else "animated: its first frame"
-    return Decoded(
-        pixels=decoded.rgb if decoded.alpha is None else np.dstack([decoded.rgb, decoded.alpha]),
-        exif=exif or b"",
-        note=more if decoded.is_animated else "",
-    )
+    pixels = decoded.rgb if decoded.alpha is None else np.dstack([decoded.rgb, decoded.alpha])
+    return pixels, Kept(exif=exif or b"", note=more if decoded.is_animated else "")
 
 
-def encode(pixels: NDArray[np.uint8], decoded: Decoded, settings: StylizeSettings) -> Rendered:
-    """The stylized pixels of `decoded` as a file: upright, in sRGB, with its alpha."""
+def encode(pixels: NDArray[np.uint8], kept: Kept, settings: StylizeSettings) -> Rendered:
+    """Stylized pixels as a file: upright, in sRGB, with their alpha."""
     alpha = pixels[:, :, 3] if pixels.shape[2] == 4 else None
     rgb = np.ascontiguousarray(pixels[:, :, :3])
-    data = encode_image(rgb, alpha, settings.format, settings.quality, decoded.exif)
-    return Rendered(data=data, width=pixels.shape[1], height=pixels.shape[0], note=decoded.note)
+    data = encode_image(rgb, alpha, settings.format, settings.quality, kept.exif)
+    return Rendered(data=data, width=pixels.shape[1], height=pixels.shape[0], note=kept.note)
 
 
 def stylize(
-    decoded: Decoded, stylizer: Stylizer, code: StyleCode, settings: StylizeSettings
+    pixels: NDArray[np.uint8], stylizer: Stylizer, code: StyleCode, settings: StylizeSettings
 ) -> NDArray[np.uint8]:
     """-> uint8 of as many channels, in the reduced size."""
     return stylizer(
-        decoded.pixels, code, strength=settings.strength, colors=settings.colors, max_side=settings.max_side
+        pixels, code, strength=settings.strength, colors=settings.colors, max_side=settings.max_side
     )
 
 
 def render(data: bytes, stylizer: Stylizer, code: StyleCode, settings: StylizeSettings) -> Rendered:
     """The bytes of a file -> those of its stylization. Raises ImageError for what is wrong with them."""
-    decoded = decode(data, settings)
-    return encode(stylize(decoded, stylizer, code, settings), decoded, settings)
+    pixels, kept = decode(data, settings)
+    pixels = stylize(pixels, stylizer, code, settings)  # a large picture's own are not held any longer
+    return encode(pixels, kept, settings)
 
 
 def stylizer_of(checkpoint_dir: str, settings: StylizeSettings) -> Stylizer:

@@ -24,7 +24,7 @@ from nst.image_headers import DEFAULT_LIMITS, ImageError, check_num_bytes, opene
 from nst.networks.style_code import StyleCode
 from nst.stylize import Stylizer
 from pipelines.stylize_plan import Item, Look
-from pipelines.stylize_worker import STORAGE, Decoded, Report, StylizeSettings, decode, encode, stylize
+from pipelines.stylize_worker import STORAGE, Kept, Report, StylizeSettings, decode, encode, stylize
 
 MAX_PIXELS = 24_000_000  # decoded at a time; a larger picture is alone
 MAX_IN_A_BATCH = 16  # on a GPU
@@ -35,11 +35,12 @@ Result = TypeVar("Result")
 
 @dataclass(eq=False, kw_only=True)
 class _Picture:
-    """An item on its way."""
+    """An item on its way. `pixels` are the source's, then the stylized ones: memory has one of them."""
 
     item: Item
     started: float
-    decoded: Decoded
+    pixels: NDArray[np.uint8]
+    kept: Kept
     num_pixels: int
 
 
@@ -86,9 +87,9 @@ class Workshop:
                     pictures.append((place, found))
             for group in self._groups(pictures):
                 together = [picture for _, picture in group]
-                stylized = self._model.submit(self._stylize, together).result()
-                for (place, picture), pixels in zip(group, stylized, strict=True):
-                    reports[place] = self._writers.submit(self._write, picture, pixels)
+                failures = self._model.submit(self._stylize, together).result()
+                for (place, picture), failure in zip(group, failures, strict=True):
+                    reports[place] = self._writers.submit(self._write, picture, failure)
         found = (reports[place] for place in range(len(items)))
         return [one if isinstance(one, Report) else one.result() for one in found]
 
@@ -100,7 +101,7 @@ class Workshop:
         """Those that go through the model together: opaque, of one size and in one look."""
         alike: dict[object, list[tuple[int, _Picture]]] = {}
         for place, picture in pictures:
-            shape, max_side = picture.decoded.pixels.shape, self._settings.max_side
+            shape, max_side = picture.pixels.shape, self._settings.max_side
             is_reduced = max_side is not None and max(shape[:2]) > max_side
             alone = self._max_in_a_batch == 1 or shape[2] == 4 or is_reduced
             alike.setdefault(place if alone else (shape, picture.item.look.name), []).append((place, picture))
@@ -120,34 +121,35 @@ class Workshop:
                 size = image.width * image.height
             self._room.take(size)
             num_pixels = size
-            decoded = decode(data, self._settings)
-            return _Picture(item=item, started=started, decoded=decoded, num_pixels=num_pixels)
+            pixels, kept = decode(data, self._settings)
+            return _Picture(item=item, started=started, pixels=pixels, kept=kept, num_pixels=num_pixels)
 
         found = _reported(read, started)
         if isinstance(found, Report):
             self._room.give_back(num_pixels)
         return found
 
-    def _stylize(self, pictures: list[_Picture]) -> list[NDArray[np.uint8] | Report]:
-        """What the model makes of each."""
+    def _stylize(self, pictures: list[_Picture]) -> list[Report | None]:
+        """What went wrong with each, if anything did."""
         if len(pictures) == 1:
-            picture = pictures[0]
-            return [
-                _reported(
-                    lambda: stylize(
-                        picture.decoded, self._stylizer, self._code(picture.item.look), self._settings
-                    ),
-                    picture.started,
-                )
-            ]
-        done = _reported(lambda: self._batch(pictures), pictures[0].started)
-        if isinstance(done, Report):  # which of them it was, each shows alone
-            return [self._stylize([picture])[0] for picture in pictures]
-        return list(done)
+            return [self._stylize_one(pictures[0])]
+        stylized = _reported(lambda: self._batch(pictures), pictures[0].started)
+        if isinstance(stylized, Report):  # which of them it was, each shows alone
+            return [self._stylize_one(picture) for picture in pictures]
+        for picture, pixels in zip(pictures, stylized, strict=True):
+            picture.pixels = pixels
+        return [None] * len(pictures)
+
+    def _stylize_one(self, picture: _Picture) -> Report | None:
+        def work() -> None:
+            code = self._code(picture.item.look)
+            picture.pixels = stylize(picture.pixels, self._stylizer, code, self._settings)
+
+        return _reported(work, picture.started)
 
     def _batch(self, pictures: list[_Picture]) -> NDArray[np.uint8]:
         return self._stylizer.stylize_batch(
-            np.stack([picture.decoded.pixels for picture in pictures]),
+            np.stack([picture.pixels for picture in pictures]),
             self._code(pictures[0].item.look),
             strength=self._settings.strength,
             colors=self._settings.colors,
@@ -160,10 +162,9 @@ class Workshop:
             self._codes[look.name] = self._stylizer.encode_style(styles, weights)
         return self._codes[look.name]
 
-    def _write(self, picture: _Picture, pixels: NDArray[np.uint8] | Report) -> Report:
+    def _write(self, picture: _Picture, failure: Report | None) -> Report:
         def write() -> Report:
-            assert not isinstance(pixels, Report)
-            rendered = encode(pixels, picture.decoded, self._settings)
+            rendered = encode(picture.pixels, picture.kept, self._settings)
             uri = storage.join(self._out_uri, picture.item.output)
             storage.write_bytes(uri, rendered.data, within=self._out_uri)
             return Report(
@@ -176,7 +177,7 @@ class Workshop:
             )
 
         try:
-            return pixels if isinstance(pixels, Report) else _reported(write, picture.started)
+            return failure or _reported(write, picture.started)
         finally:
             self._room.give_back(picture.num_pixels)
 

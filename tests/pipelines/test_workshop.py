@@ -70,7 +70,7 @@ def test_each_item_has_its_report(
     stylizer, code = workshop._stylizer, workshop._code(LOOK)
     for item, report in zip(todo, reports, strict=True):
         if not report.reason:
-            before = decode(Path(item.source.uri).read_bytes(), SETTINGS).pixels
+            before, _ = decode(Path(item.source.uri).read_bytes(), SETTINGS)
             with Image.open(tmp_path / "out" / item.output) as image:
                 after = np.asarray(image)
             assert (report.width, report.height) == (before.shape[1], before.shape[0])
