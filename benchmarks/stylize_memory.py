@@ -21,6 +21,7 @@ from PIL import Image
 
 from benchmarks import timing
 from benchmarks.scale import status_bytes
+from nst.allocator import keep_freed_memory
 from nst.checkpoint import CONFIG_FILE, FORMAT_VERSION, MODEL_FILE
 from nst.config import to_dict
 from nst.networks.build import build_generator
@@ -55,6 +56,7 @@ def measure(picture: str, model_dir: str, precision: str, mode: str, threads: in
     """In this process: bytes at the peak, and those before the first picture is read."""
     from pipelines.stylize_worker import StylizeSettings, render, stylizer_of
 
+    keep_freed_memory()  # as a worker does
     torch.set_num_threads(threads)
     stylizer = stylizer_of(model_dir, StylizeSettings(precision=precision))
     if mode == "untiled":

@@ -14,7 +14,7 @@ from nst.networks.blocks import channel_statistics
 from nst.networks.build import build_generator
 from nst.networks.style_code import StyleCode
 from nst.networks.style_generator import StyleGenerator
-from nst.picture_statistics import cells
+from nst.picture_statistics import around, cells, longest
 from nst.stylize import Stylizer
 from nst.tiling import shares, spans
 
@@ -195,3 +195,9 @@ def test_cells_divide_a_picture(length: int, side: int, stride: int) -> None:
     assert (found[0][0], found[-1][1]) == (0, length)
     assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(found))
     assert all(start % stride == 0 and 16 <= stop - start <= side + stride for start, stop in found)
+    size = longest(found) + 64
+    for start, stop in found:
+        first, last = around((start, stop), length, size, stride)
+        assert first % stride == 0
+        assert 0 <= first <= start < stop <= last <= length
+        assert last - first == length or size <= last - first < size + stride
