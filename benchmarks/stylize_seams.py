@@ -24,7 +24,7 @@ from nst.rendering import OVERLAP
 from nst.stylize import Stylizer
 from nst.tiling import spans
 
-TILE_SIDES = (384, 512, 768)
+TILE_SIDES = (384, 512, 640)
 UNTILED = 2048  # px, a tile that holds any of the pictures
 PICTURE_HEIGHT = 300  # px, of the worst case's four
 MAGNIFIED = 16  # times, its difference

@@ -61,6 +61,7 @@ TURNS = {  # EXIF orientation -> what makes the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)
+ROWS_AT_ONCE = 256  # of a picture that leaves Pillow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +111,22 @@ def decode_image(
     """
     opened = open_image(data, limits=limits, shorter_side=shorter_side)
     return DecodedImage(
-        rgb=np.array(opened.rgb),
-        alpha=None if opened.alpha is None else np.array(opened.alpha),
+        rgb=_pixels_of(opened.rgb),
+        alpha=None if opened.alpha is None else _pixels_of(opened.alpha),
         original_width=opened.original_width,
         original_height=opened.original_height,
         format=opened.format,
         is_animated=opened.is_animated,
     )
+
+
+def _pixels_of(image: Image.Image) -> Pixels:
+    """uint8 [H, W] or [H, W, 3]. By rows: a whole picture that leaves Pillow is in memory three times."""
+    pixels = np.empty((image.height, image.width, *(3,) * (image.mode == "RGB")), np.uint8)
+    for top in range(0, image.height, ROWS_AT_ONCE):
+        bottom = min(top + ROWS_AT_ONCE, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def open_image(

@@ -17,14 +17,14 @@ from nst.tiling import render_in_tiles
 
 log = logging.getLogger(__name__)
 
-TILE_SIDE, OVERLAP = 768, 128  # px
-ONE_PASS = 1.5  # tile sides; a square of it fits too, where no large picture lies beside it
+TILE_SIDE, OVERLAP = 640, 128  # px
+ONE_PASS = 1.8  # tile sides; a square of it fits too, where no large picture lies beside it
 
 
 class Renderer:
     """Renders pictures of any size.
 
-    Those of more pixels than a square of 1.5 `tile_side` are rendered in overlapping tiles, normalised by
+    Those of more pixels than a square of 1.8 `tile_side` are rendered in overlapping tiles, normalised by
     the statistics of the whole picture (`nst.picture_statistics`; the idea is URST's, Chen et al. 2022), so
     that neither seams show nor memory grows with the picture's area. Where memory runs out even so, batches
     are divided, then tiles halved.

@@ -49,7 +49,7 @@ class Stylizer:
         stylizer = Stylizer.load()  # the model in the box; or a checkpoint's folder
         painted = stylizer(photo, painting, strength=0.8)
 
-    Pictures of more pixels than 1152² are rendered in overlapping tiles of 768 px that show no seams
+    Pictures of more pixels than 1152² are rendered in overlapping tiles of 640 px that show no seams
     (`nst.rendering.Renderer`).
 
     Args:

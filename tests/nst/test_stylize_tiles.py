@@ -142,8 +142,8 @@ def test_where_memory_runs_out_tiles_become_smaller(generator: StyleGenerator, c
     whole = Stylizer(generator)(photo, data.coffee()).astype(int)
     assert np.abs(small(photo, data.coffee()).astype(int) - whole).mean() < 1
     assert [record.getMessage() for record in caplog.records] == [
-        "not enough memory for tiles of 768 px; trying 384 px",
-        "not enough memory for tiles of 384 px; trying 256 px",
+        "not enough memory for tiles of 640 px; trying 320 px",
+        "not enough memory for tiles of 320 px; trying 256 px",
     ]
 
 
