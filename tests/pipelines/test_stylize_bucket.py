@@ -492,25 +492,6 @@ def temporaries(folder: Path) -> list[Path]:
     return list(folder.rglob(".nst-*"))
 
 
-@pytest.mark.slow
-def test_a_killed_worker_costs_nothing(model: str, styles: Path, tmp_path: Path) -> None:
-    source, out = make_pictures(tmp_path / "in", 24, (640, 480)), tmp_path / "out"
-    process = start(model, styles / "dahlia.jpg", source, out)
-    try:
-        wait_for(lambda: out.is_dir() and len(outputs(out)) >= 2, process)
-        children = psutil.Process(process.pid).children(recursive=True)
-        workers = [child for child in children if "StylizeWorker" in " ".join(child.cmdline())]
-        assert workers
-        workers[0].kill()
-        stdout, stderr = process.communicate(timeout=SECONDS)
-    finally:
-        process.kill()
-    assert process.returncode == 0, stderr
-    result = json.loads(stdout.splitlines()[-1])
-    assert (result["done"], result["failed"]) == (24, 0)
-    assert len(outputs(out)) == len(ledger(out)) == 24
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_whole_pictures_and_goes_on(
