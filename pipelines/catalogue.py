@@ -79,15 +79,11 @@ class Catalogue(Database):
 
     def insert(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Appends rows to one of TABLES."""
-        self.connection.register("batch", pa.table(dict(columns), schema=TABLES[table]))
-        self.run(f"INSERT INTO {table} FROM batch")
-        self.connection.unregister("batch")
+        self.with_batch(pa.table(dict(columns), schema=TABLES[table]), f"INSERT INTO {table} FROM batch")
 
     def keep(self, table: str, rows: pa.Table) -> None:
         """Makes a table of these rows."""
-        self.connection.register("batch", rows)
-        self.run(f"CREATE TABLE {table} AS FROM batch")
-        self.connection.unregister("batch")
+        self.with_batch(rows, f"CREATE TABLE {table} AS FROM batch")
 
     # Filling
 
