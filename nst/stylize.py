@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -50,10 +51,11 @@ class Stylizer:
         painted = stylizer(photo, painting, strength=0.8)
 
     Pictures of more pixels than 1152² are rendered in overlapping tiles of 640 px that show no seams
-    (`nst.rendering.Renderer`).
+    (`nst.rendering.Renderer`). Threads may share one: they draw one after the other, since what the norms
+    replay for a picture's tiles lies in the generator.
 
     Args:
-        generator: in eval mode.
+        generator: in eval mode; of this Stylizer alone.
         digest: of the model, for those who keep results (`nst.checkpoint.model_digest`).
         dtype: torch.bfloat16 computes convolutions in it; None and torch.float32 do not.
         compile: see `nst.inference.Inference`.
@@ -80,6 +82,7 @@ class Stylizer:
             generator, dtype=dtype, compile=compile, tile_side=tile_side, overlap=overlap
         )
         self._codes: OrderedDict[bytes, StyleCode] = OrderedDict()
+        self._drawing = threading.Lock()  # for the generator and the codes
 
     @classmethod
     def load(
@@ -214,11 +217,14 @@ class Stylizer:
         planes = style_planes(style, MAX_STYLE_SIDE)
         key = hashlib.sha256(repr((planes.dtype, planes.shape)).encode())
         key.update(planes.contiguous().numpy().tobytes())
-        if (code := self._codes.get(key.digest())) is None:
-            code = self._codes[key.digest()] = self.renderer.inference.encode_style(as_float(planes)[None])
-            if len(self._codes) > NUM_CACHED_CODES:
-                self._codes.popitem(last=False)
-        self._codes.move_to_end(key.digest())
+        with self._drawing:
+            if (code := self._codes.get(key.digest())) is None:
+                code = self._codes[key.digest()] = self.renderer.inference.encode_style(
+                    as_float(planes)[None]
+                )
+                if len(self._codes) > NUM_CACHED_CODES:
+                    self._codes.popitem(last=False)
+            self._codes.move_to_end(key.digest())
         return code
 
     def _stylize_group(
@@ -241,7 +247,8 @@ class Stylizer:
         """[N, 3, H, W], uint8 or float in [-1, 1] -> the same type."""
         if finish.strength == 0:
             return planes.clone()
-        stylized = self.renderer.render(planes, code)
+        with self._drawing:
+            stylized = self.renderer.render(planes, code)
         for before, after in zip(planes, stylized, strict=True):
             finish.apply(before, after)
         return stylized

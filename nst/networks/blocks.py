@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,6 @@ class InstanceNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.recorded: Statistics | None = None
         self.replayed: Iterator[tuple[Tensor, Tensor]] | None = None
         self.heard: Callable[[Tensor], None] | None = None
 
@@ -60,10 +60,7 @@ class InstanceNorm(nn.Module):
         """Mean and standard deviation over space, two of [N, C]: these features', or the replayed ones."""
         if self.heard is not None:
             self.heard(features)
-        measured = channel_statistics(features) if self.replayed is None else next(self.replayed)
-        if self.recorded is not None:
-            self.recorded.append(measured)
-        return measured
+        return channel_statistics(features) if self.replayed is None else next(self.replayed)
 
     def forward(self, features: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """features [N, C, H, W]; scale and shift [N, C] or None."""
@@ -79,13 +76,17 @@ def record_statistics(network: nn.Module) -> Iterator[dict[str, Statistics]]:
     """Collects the statistics of every InstanceNorm in `network`, by name, in the order of its calls."""
     norms = {name: norm for name, norm in network.named_modules() if isinstance(norm, InstanceNorm)}
     statistics: dict[str, Statistics] = {}
+
+    def note(name: str, features: Tensor) -> None:
+        statistics.setdefault(name, []).append(channel_statistics(features))
+
     for name, norm in norms.items():
-        norm.recorded = statistics[name] = []
+        norm.heard = partial(note, name)
     try:
         yield statistics
     finally:
         for norm in norms.values():
-            norm.recorded = None
+            norm.heard = None
 
 
 @contextmanager

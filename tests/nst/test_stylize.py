@@ -1,5 +1,7 @@
 """What a user of `Stylizer` relies on, with a generator that is small and untrained: mechanics, not looks."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,17 @@ def test_large_pictures_are_tiled_in_every_kind(generator: Generator, painting: 
     assert float((floats - to_float(result)).abs().max()) < 4 / 127.5  # its thumbnail was not rounded
     batch = stylizer.stylize_batch(photo[None], stylizer.encode_style(painting))
     assert np.array_equal(batch[0], result)
+
+
+def test_threads_may_share_one(generator: Generator, painting: np.ndarray) -> None:
+    """A server answers in threads: what one picture's tiles are normalised by is not another's."""
+    stylizer = Stylizer(generator, tile_side=256)
+    pictures = [np.ascontiguousarray(data.chelsea()[:250, :450]), data.coffee(), data.astronaut()[:99, :77]]
+    alone = [stylizer(photo, painting) for photo in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda photo: stylizer(photo, painting), pictures * 3))
+    for found, expected in zip(together, alone * 3, strict=True):
+        assert np.array_equal(found, expected)
 
 
 def test_batches_are_the_single_pictures(stylizer: Stylizer, painting: np.ndarray) -> None:
