@@ -47,6 +47,11 @@ REFUSED_CODES = {
 REGION_CODES = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"}
 
 
+class StoreRefuses(ValueError):
+    """The store does not answer, or does not accept us. At the start of a command that is the user's mistake;
+    hours later, while credentials are being renewed or an address moves, it may pass."""
+
+
 def status_of(error: ClientError) -> int:
     """The HTTP status of a refused request."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -70,19 +75,19 @@ def is_transient(error: Exception, *, has_answered: bool) -> bool:
 
 
 def translate(error: Exception, uri: str, endpoint: str | None, *, has_answered: bool) -> Exception:
-    """ValueError with the remedy for what the user can mend, FileNotFoundError for what is not there, else
-    OSError; each names `uri`. `has_answered` as in `is_transient`."""
+    """StoreRefuses or another ValueError with the remedy for what the user can mend, FileNotFoundError for
+    what is not there, else OSError; each names `uri`. `has_answered` as in `is_transient`."""
     where = endpoint or "AWS S3"
     error = _cause(error)
     if isinstance(error, ClientError):
         return _of_answer(error, uri, where)
     if isinstance(error, NO_CREDENTIALS):
-        return ValueError(
+        return StoreRefuses(
             f"{uri}: no usable credentials for {where} ({_one_line(error)}); "
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
     if isinstance(error, UNREACHABLE) and not has_answered:
-        return ValueError(
+        return StoreRefuses(
             f"{uri}: cannot reach {where} ({_one_line(error)}); check AWS_ENDPOINT_URL and the network"
         )
     if isinstance(error, boto.ParamValidationError):
@@ -102,18 +107,18 @@ def _of_answer(error: ClientError, uri: str, where: str) -> Exception:
     status = status_of(error)
     if code == "NoSuchBucket":
         bucket = uri.removeprefix("s3://").partition("/")[0]
-        return ValueError(f"{uri}: there is no bucket {bucket!r} at {where}; create it or correct the name")
+        return StoreRefuses(f"{uri}: there is no bucket {bucket!r} at {where}; create it or correct the name")
     if code in {"NoSuchKey", "NotFound", "404"} or status == 404:
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
     if code in REGION_CODES or status == 301:
         return ValueError(f"{uri}: {where} wants another region ({message}); set AWS_REGION to the bucket's")
     if code in REFUSED_CODES:
-        return ValueError(
+        return StoreRefuses(
             f"{uri}: {where} does not accept these credentials ({code}); check AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or log in again"
         )
     if status in {401, 403}:
-        return ValueError(
+        return StoreRefuses(
             f"{uri}: {where} says {code or status}; these credentials may not do that there: "
             "they need to list the bucket, and to get, put and delete its objects"
         )

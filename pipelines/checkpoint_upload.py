@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from infra import scratch
+from infra.s3_errors import StoreRefuses
 from pipelines.checkpoint_store import CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -32,10 +33,13 @@ class CheckpointUpload:
 
     While the store is slow or away the training goes on: one checkpoint waits on this node's disk, and a
     newer one takes its place. A store that has refused all for `SECONDS_WITHOUT_STORE` ends the training.
+
+    Args:
+        is_ours: whether the training is still this driver's; asked before each checkpoint is published.
     """
 
-    def __init__(self, store: CheckpointStore) -> None:
-        self._store = store
+    def __init__(self, store: CheckpointStore, is_ours: Callable[[], bool] = lambda: True) -> None:
+        self._store, self._is_ours = store, is_ours
         self._waiting: _Written | None = None
         self._busy_since: float | None = None
         self._is_closed = False
@@ -115,9 +119,11 @@ class CheckpointUpload:
 
     def _upload(self, written: _Written) -> None:
         while True:
+            if not self._is_ours():
+                raise OSError("another driver has this training now")
             try:
                 self._store.publish(written.folder, written.num_images_seen, written.score)
-            except OSError as error:
+            except (OSError, StoreRefuses) as error:
                 now = time.monotonic()
                 self._refusing_since = self._refusing_since or now
                 if now - self._refusing_since > SECONDS_WITHOUT_STORE:

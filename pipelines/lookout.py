@@ -35,10 +35,11 @@ class Lookout:
 
     Attributes:
         is_over: all ranks stop now.
+        is_preempted: since a node is about to go.
     """
 
     def __init__(self, checkpoint_seconds: float, ask: Callable[[], bool]) -> None:
-        self.is_over = False
+        self.is_over = self.is_preempted = False
         self._checkpoint_seconds, self._ask = checkpoint_seconds, ask
         self._is_first = ray.train.get_context().get_world_rank() == 0
         self._is_checkpoint_due = False
@@ -61,12 +62,12 @@ class Lookout:
             is_due = now - self._last_checkpoint > self._checkpoint_seconds
             mine = Decision(step + self._steps_between, is_due, self._ask())
         # Both wait for every rank: all enter them as often.
-        is_preempted = ray.train.get_preemption_info() is not None
+        self.is_preempted = ray.train.get_preemption_info() is not None
         decision: Decision | None = broadcast_from_rank_zero(mine)
         assert decision is not None
         self._next_step, self._is_checkpoint_due, is_stop_wanted = decision
-        self.is_over = is_preempted or is_stop_wanted
-        if is_preempted:
+        self.is_over = self.is_preempted or is_stop_wanted
+        if self.is_preempted:
             log.warning("a node of this training will be taken away: checkpoint and restart at step %d", step)
 
     def take_checkpoint_due(self) -> bool:

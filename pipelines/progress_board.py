@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ray
 
+MAX_NOTES = 200  # in one life of the workers; more would be a flood
+
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
@@ -14,6 +16,9 @@ class ProgressBoard:
         self._figures: dict[str, str] = {}
         self._samples: dict[str, float] = {}
         self._complaint: str | None = None
+        self._notes: list[str] = []
+        self._noted: set[str] = set()
+        self._is_preempted = False
         self._is_stop_wanted = False
 
     def alive(self, num_images_seen: int) -> bool:
@@ -30,9 +35,24 @@ class ProgressBoard:
         self.alive(num_images_seen)
         self._figures = figures
 
-    def read(self) -> tuple[int, int, dict[str, str]]:
-        """(a number that changes as long as rank 0 lives, images seen, what to show beside them)."""
-        return self._sign_of_life, self._seen, self._figures
+    def read(self) -> tuple[int, int, dict[str, str], list[str]]:
+        """(a number that changes as long as rank 0 lives, images seen, what to show beside them, what the
+        ranks have to say that was not read yet)."""
+        notes, self._notes = self._notes, []
+        return self._sign_of_life, self._seen, self._figures, notes
+
+    def note(self, rank: int, text: str) -> None:
+        """A warning of a rank, for whoever follows the training; what all ranks say is heard once."""
+        if text not in self._noted and len(self._noted) < MAX_NOTES:
+            self._noted.add(text)
+            self._notes.append(f"worker {rank}: {text}")
+
+    def note_preemption(self) -> None:
+        """The ranks stop because a node is about to go."""
+        self._is_preempted = True
+
+    def is_preempted(self) -> bool:
+        return self._is_preempted
 
     def complain(self, text: str) -> None:
         """Why a worker ends itself; the first to say so is heard."""

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from infra import cluster, scratch
 from infra.cluster_nodes import Demand, room_for, wait_for_room
+from infra.s3_errors import StoreRefuses
 from nst import allocator
 from pipelines.checkpoint_store import CheckpointStore
 from pipelines.console import Progress, StageFailed, say
@@ -39,6 +40,7 @@ SECONDS_BETWEEN_TRIES = 10.0
 # binary, since Ray adds and divides it.
 CPUS_PER_WORKER = 63 / 64
 NOTICE = "a node is about to go"
+MAX_TRACEBACK_CHARACTERS = 8000
 
 Result = TypeVar("Result")
 
@@ -73,25 +75,35 @@ class Workers:
         return max((size for size in self.sizes if size <= room), default=0)
 
 
-class _Planned(Exception):
-    """A life of the workers that ended as agreed: at a checkpoint, to go on with `wanted` workers."""
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    """How a life of the workers ended before the training did.
 
-    def __init__(self, why: str, wanted: int) -> None:
-        super().__init__(why)
-        self.wanted = wanted
+    Attributes:
+        why: in one line.
+        wanted: for how many there should be room now, or in a moment.
+        is_planned: with notice, or for more workers: no failure that counts.
+    """
+
+    why: str
+    wanted: int
+    is_planned: bool = False
 
 
-def fit(settings: WorkerSettings, workers: Workers) -> int:
+def fit(settings: WorkerSettings, workers: Workers, check: Callable[[], None]) -> int:
     """Trains to the end, through restarts, from the newest checkpoint if there is one. With several sizes
     each life of the workers has the largest there is room for, and ends at a checkpoint when there is room
     for a larger one.
+
+    Args:
+        check: raises if this process must not go on; called about twice a second.
 
     Returns:
         How often the workers had to be restarted. A node that is taken away with notice does not count, nor
         does a change of size.
 
     Raises:
-        StageFailed: the workers failed more often than allowed, never came, or stood still.
+        StageFailed: the workers failed more often than allowed, never came, or stood still; or `check`.
         ValueError: what they were told is the user's mistake.
         KeyboardInterrupt: Ctrl-C or SIGTERM, where the caller has made them that (`console.interruptible`).
     """
@@ -100,26 +112,19 @@ def fit(settings: WorkerSettings, workers: Workers) -> int:
     num_restarts = num_in_vain = wanted = 0
     done = _images_in(store)
     while done < num_images:
-        wanted = size = _wait_for_size(workers, wanted)
-        before = done
-        try:
-            problem = _live(settings, workers, size, num_images, done)
-        except _Planned as end:
-            done, wanted = _images_in(store), end.wanted
-            say(f"{end}; going on from {done} images")
-            continue
-        done = _images_in(store)
+        size = _wait_for_size(workers, wanted)
+        end = _live(settings, workers, size, num_images, done, check)
+        before, done, wanted = done, _images_in(store), end.wanted
         if done >= num_images:
             break
-        if problem is None and done > before:  # Ray Train took it for the end of the work
-            say(f"{NOTICE}; going on from {done} images")
-            continue
-        problem = problem or "the workers ended without a new checkpoint"
-        num_in_vain = 0 if done > before else num_in_vain + 1
-        if num_in_vain > workers.max_restarts:
-            raise StageFailed(f"the training failed {num_in_vain} times in a row at {done} images: {problem}")
-        num_restarts += 1
-        say(f"{problem}; going on from {done} images")
+        if not end.is_planned:
+            num_in_vain = 0 if done > before else num_in_vain + 1
+            if num_in_vain > workers.max_restarts:
+                raise StageFailed(
+                    f"the training failed {num_in_vain} times in a row at {done} images: {end.why}"
+                )
+            num_restarts += 1
+        say(f"{end.why}; going on from {done} images")
     return num_restarts
 
 
@@ -144,12 +149,15 @@ def _wait_for_size(workers: Workers, wanted: int) -> int:
     return size
 
 
-def _live(settings: WorkerSettings, workers: Workers, size: int, num_images: int, done: int) -> str | None:
-    """One life of `size` workers; what ended it too early, in one line.
-
-    Raises:
-        _Planned: nothing did, and yet it is not the end.
-    """
+def _live(
+    settings: WorkerSettings,
+    workers: Workers,
+    size: int,
+    num_images: int,
+    done: int,
+    check: Callable[[], None],
+) -> _End:
+    """One life of `size` workers, to the end of the training or until something else ends it."""
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(SECONDS_TO_START)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.hang_timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(2 * settings.hang_timeout_s)
@@ -165,7 +173,11 @@ def _live(settings: WorkerSettings, workers: Workers, size: int, num_images: int
             train_loop_config={"settings": settings, "board": board},
             torch_config=TorchConfig(timeout_s=round(settings.hang_timeout_s)),
             scaling_config=ScalingConfig(
-                num_workers=size, use_gpu=workers.use_gpu, resources_per_worker=workers.demand.bundle
+                num_workers=size,
+                use_gpu=workers.use_gpu,
+                resources_per_worker=workers.demand.bundle,
+                # GPUs of one node reach each other fastest; on CPUs a rank's threads want a node of their own
+                placement_strategy="PACK" if workers.use_gpu else "SPREAD",
             ),
             run_config=RunConfig(
                 name="run",
@@ -182,16 +194,18 @@ def _live(settings: WorkerSettings, workers: Workers, size: int, num_images: int
         )
         follower = _Follower(board, settings, workers, size)
         try:
-            follower.follow(_in_background(trainer.fit), num_images, done)
+            follower.follow(_in_background(trainer.fit), num_images, done, check)
         except PreemptionError as error:
-            if error.drain_timed_out:
-                return "a node went before its workers could stop"
-            raise _Planned(NOTICE, wanted=size) from error
+            why = "a node went before its workers could stop" if error.drain_timed_out else NOTICE
+            return _End(why=why, wanted=size, is_planned=True)
         except TrainingFailedError as error:
-            return _complaint_on(board) or _in_one_line(error)
+            return _End(why=_ask(board.complaint) or _in_one_line(error), wanted=size)
         if follower.next_size:
-            raise _Planned(f"there is room for {follower.next_size} workers", wanted=follower.next_size)
-    return None
+            why = f"there is room for {follower.next_size} workers"
+            return _End(why=why, wanted=follower.next_size, is_planned=True)
+        if _ask(board.is_preempted):  # Ray Train took that for the end of the work
+            return _End(why=NOTICE, wanted=size, is_planned=True)
+    return _End(why="the workers ended without a new checkpoint", wanted=size)
 
 
 def _in_background(function: Callable[[], Any]) -> Future[Any]:
@@ -220,10 +234,11 @@ class _Follower:
         self._board, self._workers, self._size = board, workers, size
         self._patience_s = SECONDS_TO_START + 2 * settings.hang_timeout_s + SECONDS_OF_GRACE
 
-    def follow(self, training: Future[Any], num_images: int, done: int) -> None:
-        """Shows what rank 0 writes on the board until the training has ended; raises what that raised.
+    def follow(self, training: Future[Any], num_images: int, done: int, check: Callable[[], None]) -> None:
+        """Shows what the ranks write on the board until the training has ended; raises what that raised.
 
         Raises:
+            Exception: what `check` raises.
             StageFailed: nothing was written for too long: Ray Train would wait without end.
             KeyboardInterrupt: Ctrl-C or SIGTERM. The workers make a checkpoint before, unless it comes twice.
         """
@@ -235,8 +250,11 @@ class _Follower:
             while not training.done():
                 try:
                     wait([training], timeout=0.5)
-                    sign, seen, figures = _read(self._board) or (last_sign, shown, {})
+                    check()
+                    sign, seen, figures, notes = _ask(self._board.read) or (last_sign, shown, {}, [])
                     now = time.monotonic()
+                    for note in notes:
+                        say(note)
                     first_sign = sign if first_sign is None else first_sign
                     if sign != last_sign:
                         last_sign, last_change = sign, now
@@ -273,16 +291,10 @@ class _Follower:
             self._board.ask_to_stop.remote()
 
 
-def _read(board: Any) -> tuple[int, int, dict[str, Any]] | None:
+def _ask(method: Any) -> Any:
+    """What a method of the board answers; None if it does not."""
     try:
-        return ray.get(board.read.remote(), timeout=10)
-    except RayError:
-        return None
-
-
-def _complaint_on(board: Any) -> str | None:
-    try:
-        return ray.get(board.complaint.remote(), timeout=10)
+        return ray.get(method.remote(), timeout=10)
     except RayError:
         return None
 
@@ -298,7 +310,7 @@ def patiently(request: Callable[[], Result]) -> Result:
     while True:
         try:
             return request()
-        except OSError as error:
+        except (OSError, StoreRefuses) as error:
             if time.monotonic() > deadline:
                 raise
             log.warning("%s; trying again", error)
@@ -318,12 +330,20 @@ def _in_one_line(error: TrainingFailedError) -> str:
         for rank, failure in sorted(error.worker_failures.items())
     }
     for failure in failures.values():
-        if isinstance(failure, ValueError):
+        if isinstance(failure, StageFailed):  # trying again does not help
+            raise StageFailed(str(failure)) from error
+        if isinstance(failure, ValueError) and not isinstance(failure, StoreRefuses):
             # the failure itself has no traceback any more; the text of all has it, in front of the message
             traceback = str(error).partition(f"{type(failure).__name__}: {failure}")[0]
             if cluster.was_raised_by_us(traceback):
                 raise ValueError(str(failure)) from error
     deaths = {rank: failure for rank, failure in failures.items() if isinstance(failure, RayActorError)}
     rank, failure = next(iter((deaths or failures).items()))
-    lines = str(failure).strip().splitlines() or [type(failure).__name__]
-    return f"worker {rank} {'died' if deaths else 'failed'}: {lines[0].strip()}"
+    if deaths:
+        return f"worker {rank} died: {_first_line(failure)}"
+    say(str(error)[-MAX_TRACEBACK_CHARACTERS:])  # a rank's own log is a file on its node
+    return f"worker {rank} failed: {type(failure).__name__}: {_first_line(failure)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()

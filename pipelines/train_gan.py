@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +17,12 @@ from nst.presets import PRESETS, resolve_config
 from pipelines import preflight
 from pipelines.checkpoint_store import CheckpointStore, StoredCheckpoint
 from pipelines.console import Stage, StageFailed, interruptible, say
-from pipelines.lineage import code_digest
 from pipelines.ray_training import Workers, fit, patiently
 from pipelines.registration import register_checkpoint, wait_for_mlflow
 from pipelines.train_worker import WorkerSettings
-from pipelines.training_record import Training, code_version, read_known_run, write_known_run
-
-log = logging.getLogger(__name__)
+from pipelines.training_claim import Overtaken, TrainingClaim
+from pipelines.training_record import Training
+from pipelines.training_run import check_tracking, shareable_tracking_uri, start_run, tell_end
 
 Device = Literal["auto", "cpu", "gpu"]
 
@@ -183,7 +181,8 @@ def train(
         content=open_corpus(content_uri, "content"),
         style=open_corpus(style_uri, "style"),
     )
-    known = read_known_run(training)
+    claim = TrainingClaim.of(training)
+    known = claim.known
     if known.get("status") == "FINISHED":
         say(f"{training.uri} is finished; another --name trains anew")
         return known["result"]
@@ -206,18 +205,21 @@ def train(
         wait_for_nodes_s=wait_for_nodes_s,
         with_tracking=is_tracked,
     )
-    run = start_run(training, known, num_workers)
-    settings = WorkerSettings(
-        identity=training.identity(),
-        checkpoints_uri=training.checkpoints_uri,
-        run_id=run.run_id,
-        tracking_uri=shareable_tracking_uri(),
-        num_loader_workers=loader_workers,
-        checkpoint_seconds=checkpoint_seconds,
-        hang_timeout_s=hang_timeout_s,
-        num_threads=num_threads or known.get("num_threads") or threads_for_each(sizes[-1]),
-    )
-    return run_training(training, run, settings, workers, model_name)
+    threads: int = num_threads or known.get("num_threads") or threads_for_each(sizes[-1])
+    with claim:
+        run = start_run(training, claim, num_workers, threads)
+        settings = WorkerSettings(
+            identity=training.identity(),
+            checkpoints_uri=training.checkpoints_uri,
+            claim=claim.place,
+            run_id=run.run_id,
+            tracking_uri=shareable_tracking_uri(),
+            num_loader_workers=loader_workers,
+            checkpoint_seconds=checkpoint_seconds,
+            hang_timeout_s=hang_timeout_s,
+            num_threads=threads,
+        )
+        return run_training(training, claim, run, settings, workers, model_name)
 
 
 def threads_for_each(num_workers: int) -> int:
@@ -236,65 +238,31 @@ def open_corpus(uri: str, role: str) -> Corpus:
     return corpus
 
 
-def check_tracking(known: dict[str, Any]) -> bool:
-    """Whether MLflow answers. Raises ValueError if it does not where a training begins; one that goes on has
-    its run, and can do without for a while."""
-    try:
-        tracking_server.check()
-    except ValueError as error:
-        if not known:
-            raise
-        log.warning("%s; the training goes on without it", error)
-        return False
-    return True
-
-
-def start_run(training: Training, known: dict[str, Any], num_workers: tuple[int, int]) -> tracking.TrackedRun:
-    """The training's MLflow run, new or going on, with all that does not change any more."""
-    run = tracking.TrackedRun.start(
-        training.name,
-        run_id=known.get("run_id"),
-        tags={"nst.training": training.uri, "nst.commit": code_version(), "nst.code": code_digest()},
-    )
-    run.log_params(
-        {"num_workers": ":".join(map(str, dict.fromkeys(num_workers))), **to_dict(training.config)}
-    )
-    run.log_dict(to_dict(training.config), "config.json")
-    for role, corpus in (("content", training.content), ("style", training.style)):
-        run.log_corpus(storage.name(corpus.uri), corpus.uri, corpus.manifest.digest, context=role)
-    run.flush()
-    return run
-
-
 def run_training(
     training: Training,
+    claim: TrainingClaim,
     run: tracking.TrackedRun,
     settings: WorkerSettings,
     workers: Workers,
     model_name: str,
 ) -> dict[str, Any]:
     """Everything between a training that may begin and a registered version."""
-    num_threads = settings.num_threads
     numbers = " or ".join(map(str, workers.sizes))
     say(f"training {training.uri}: {numbers} x {'GPU' if workers.use_gpu else 'CPU'}")
     try:
-        write_known_run(training, run.run_id, "RUNNING", num_threads)
         with interruptible():
-            num_restarts, newest = fit_and_publish(training, settings, workers)
+            run.flush()
+            num_restarts, newest = fit_and_publish(training, claim, settings, workers)
             run.set_tags({"nst.restarts": str(num_restarts)})
             summary = register(training, run.run_id, newest, model_name)
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        try:
-            write_known_run(training, run.run_id, status, num_threads)
-        except OSError as other:
-            log.warning("%s still says RUNNING: %s", training.uri, other)
         cluster.disconnect()  # or a worker that is just starting would say RUNNING to MLflow after us
-        run.finish(status)
+        if not isinstance(error, Overtaken):  # then its state is another's to tell
+            tell_end(claim, run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     run.finish("FINISHED")
     summary = {**summary, "num_restarts": num_restarts}
-    write_known_run(training, run.run_id, "FINISHED", num_threads, summary)
+    patiently(lambda: claim.end("FINISHED", summary))
     say(f"checkpoint  {summary['checkpoint']}")
     say(f"registered  {summary['model']} (alias challenger)")
     say(f"run         {run.run_id} in {tracking_server.shown(tracking_server.tracking_uri())}")
@@ -302,13 +270,13 @@ def run_training(
 
 
 def fit_and_publish(
-    training: Training, settings: WorkerSettings, workers: Workers
+    training: Training, claim: TrainingClaim, settings: WorkerSettings, workers: Workers
 ) -> tuple[int, StoredCheckpoint]:
     """Trains until the last checkpoint is whole, and copies it to where users look for it."""
     store = CheckpointStore(training.checkpoints_uri)
     num_restarts = 0
     while True:
-        num_restarts += fit(settings, workers)
+        num_restarts += fit(settings, workers, claim.check)
         with scratch.folder("nst-publish-") as folder:
             newest = patiently(lambda: store.fetch_newest(folder))
             if newest is None:
@@ -335,13 +303,6 @@ def register(training: Training, run_id: str, newest: StoredCheckpoint, model_na
         "version": version,
         "num_images_seen": newest.num_images_seen,
     }
-
-
-def shareable_tracking_uri() -> str | None:
-    """The tracking server as the workers are told it; None if it holds a password. Ray shows a run's settings
-    to whoever sees its dashboard, and the workers have the address in their own environment."""
-    uri = tracking_server.tracking_uri()
-    return uri if tracking_server.shown(uri) == uri else None
 
 
 def choose_device(info: cluster.ClusterInfo, device: Device) -> bool:

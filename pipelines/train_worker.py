@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
-from infra import scratch, storage, tracking
+from infra import cluster, s3, scratch, storage, tracking
 from nst.checkpoint import save_checkpoint
 from nst.config import TrainConfig, from_dict
 from nst.corpus import Corpus
@@ -29,13 +29,15 @@ from pipelines.checkpoint_store import CheckpointStore
 from pipelines.checkpoint_upload import CheckpointUpload
 from pipelines.lookout import Lookout
 from pipelines.node_metrics import NodeMetrics
+from pipelines.training_claim import is_held
 from pipelines.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 SECONDS_FOR_LAST_CHECKPOINT = 600.0
 SECONDS_FOR_LAST_FIGURES = 600.0
-SECONDS_TO_CLOSE = 10.0
+SECONDS_FOR_FIGURES_SO_FAR = 2.0  # a node that is about to go does not wait for MLflow
+SECONDS_TO_CLOSE = 5.0
 SECONDS_BETWEEN_SIGNS = 5.0
 SECONDS_FOR_THE_BOARD = 10.0
 
@@ -47,6 +49,7 @@ class WorkerSettings:
     Attributes:
         identity: the configuration and the corpora, as JSON holds them.
         checkpoints_uri: the training's `CheckpointStore`.
+        claim: the driver's hold of the training (`TrainingClaim.place`).
         tracking_uri: None: the worker's own environment says it.
         checkpoint_seconds: between checkpoints beside those of the configuration.
         hang_timeout_s: a rank without a step for so long is ended.
@@ -55,6 +58,7 @@ class WorkerSettings:
 
     identity: dict[str, Any]
     checkpoints_uri: str
+    claim: tuple[str, str]
     run_id: str
     tracking_uri: str | None
     num_loader_workers: int
@@ -84,6 +88,8 @@ class RayHooks:
         self._watchdog.beat()
         self._seen_now = state.num_images_seen
         self._lookout.look(state.step)
+        if self._lookout.is_preempted and self._run is not None:
+            self._board.note_preemption.remote()
         return self._lookout.is_over
 
     def should_checkpoint(self) -> bool:
@@ -132,8 +138,9 @@ class RayHooks:
         except RayError:
             return False
 
-    def finish(self) -> None:
-        """Waits for what is on its way, checkpoints first; rank 0 alone has some.
+    def finish(self, *, is_done: bool) -> None:
+        """Waits for what is on its way, checkpoints first; rank 0 alone has some. `is_done`: no other life of
+        the workers follows, which would send the figures that are left.
 
         Raises:
             OSError: the last checkpoint did not reach the store.
@@ -144,8 +151,9 @@ class RayHooks:
             self._report()  # a slow store is no reason to be taken for dead
             if time.monotonic() > deadline:
                 raise OSError("the last checkpoint did not reach the store in time")
-        deadline = time.monotonic() + SECONDS_FOR_LAST_FIGURES
-        while self._run is not None and not self._run.flush(SECONDS_BETWEEN_SIGNS):
+        patience_s = SECONDS_FOR_LAST_FIGURES if is_done else SECONDS_FOR_FIGURES_SO_FAR
+        deadline = time.monotonic() + patience_s
+        while self._run is not None and not self._run.flush(min(SECONDS_BETWEEN_SIGNS, patience_s)):
             self._report()
             if time.monotonic() > deadline:
                 return  # what is left is said when the run is closed
@@ -157,9 +165,13 @@ def train_on_worker(given: dict[str, Any]) -> None:
     settings: WorkerSettings = given["settings"]
     board, rank = given["board"], ray.train.get_context().get_world_rank()
     torch.set_num_threads(settings.num_threads)
-    with Watchdog(
-        settings.hang_timeout_s, lambda text: board.complain.remote(f"worker {rank}: {text}")
-    ) as watchdog:
+    s3.expect_answers()  # the driver has asked it: if it is away now, it was not addressed wrongly
+    with (
+        Notes(board, rank),
+        Watchdog(
+            settings.hang_timeout_s, lambda text: board.complain.remote(f"worker {rank}: {text}")
+        ) as watchdog,
+    ):
         store = CheckpointStore(settings.checkpoints_uri)
         with scratch.folder("nst-resume-") as folder:
             is_there = _fetch_newest(store, folder)
@@ -167,18 +179,39 @@ def train_on_worker(given: dict[str, Any]) -> None:
         run = upload = None
         if rank == 0:
             run = tracking.TrackedRun.start("training", run_id=settings.run_id, uri=settings.tracking_uri)
-            upload = CheckpointUpload(store)
+            upload = CheckpointUpload(store, lambda: is_held(settings.claim))
         hooks = RayHooks(settings, run, upload, board, previews, watchdog)
         try:
             with NodeMetrics(board, run, session.state):
-                train(session, hooks)
-                hooks.finish()
+                state = train(session, hooks)
+                hooks.finish(is_done=state.num_images_seen >= session.config.num_images)
         finally:
             watchdog.stop()
             if upload is not None:
                 upload.close()
             if run is not None:
                 run.finish(None, SECONDS_TO_CLOSE)  # the status is the driver's to say
+
+
+class Notes(logging.Handler):
+    """What our code warns of on a rank, for whoever follows the training: a rank's own log is a file on its
+    node."""
+
+    def __init__(self, board: Any, rank: int) -> None:
+        super().__init__(logging.WARNING)
+        self._board, self._rank = board, rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._board.note.remote(self._rank, record.getMessage())
+
+    def __enter__(self) -> Notes:
+        for package in cluster.OUR_PACKAGES:
+            logging.getLogger(package).addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for package in cluster.OUR_PACKAGES:
+            logging.getLogger(package).removeHandler(self)
 
 
 def _fetch_newest(store: CheckpointStore, folder: str) -> bool:

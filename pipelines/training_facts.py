@@ -15,7 +15,7 @@ from infra.training_runs import CorpusInput, TrainingRun
 from nst.config import to_dict
 from nst.manifest import MANIFEST_NAME, Manifest
 from nst.presets import PRESETS
-from pipelines.training_record import RECORD_FILE
+from pipelines.training_claim import RECORD_FILE
 
 SECONDS_FOR_A_PLACE = 5.0
 NUM_PLACES_AT_ONCE = 16

@@ -1,14 +1,10 @@
-"""One logical training: what is trained on what, where it lives, and how far it is."""
+"""One logical training: what is trained on what, and where it lives."""
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 from dataclasses import dataclass
 from typing import Any
-
-import psutil
 
 from infra import storage
 from infra.cluster import REPOSITORY
@@ -17,13 +13,12 @@ from nst.config import TrainConfig, to_dict
 from nst.corpus import Corpus
 from nst.sampling import DynamicBatchSampler, largest_world_size
 
-RECORD_FILE = "run.json"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One logical training: what is trained on what, and where it lives. Written to OUT/NAME/run.json, so
-    that the same name goes on with the same thing, in the same MLflow run."""
+    """One logical training: what is trained on what, and where it lives. OUT/NAME/run.json holds it
+    (`pipelines.training_claim`), so that the same name goes on with the same thing, in the same MLflow run.
+    """
 
     name: str
     out_uri: str
@@ -65,65 +60,6 @@ class Training:
             self.content, self.style, batch, self.config.seed, wanted[0] if wanted else least
         )
         return wanted
-
-
-def read_known_run(training: Training) -> dict[str, Any]:
-    """What OUT/NAME/run.json says of an earlier start, {} if there was none.
-
-    Raises:
-        ValueError: the name belongs to a training of something else.
-    """
-    uri = storage.join(training.uri, RECORD_FILE)
-    if not storage.exists(uri):
-        return {}
-    try:
-        known = json.loads(storage.read_bytes(uri))
-        identity, status, driver = known["identity"], known["status"], known["driver"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{uri} is no record of this version's trainings ({error!r}); give this training another --name"
-        ) from None
-    for part, value in training.identity().items():
-        if identity.get(part) != value:
-            raise ValueError(
-                f"{training.uri} was started with another {part}; give this training another --name"
-            )
-    if status == "RUNNING" and is_alive(driver):
-        raise ValueError(f"{training.uri} is being trained now, by process {known['driver']['pid']} here")
-    return known
-
-
-def write_known_run(
-    training: Training, run_id: str, status: str, num_threads: int, result: dict[str, Any] | None = None
-) -> None:
-    record = {
-        "identity": training.identity(),
-        "run_id": run_id,
-        "status": status,
-        "num_threads": num_threads,
-        "driver": this_process(),
-        "result": result,
-    }
-    storage.write_bytes(storage.join(training.uri, RECORD_FILE), json.dumps(record, indent=2).encode())
-
-
-def this_process() -> dict[str, Any]:
-    """What tells this process from every other."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
-
-
-def is_alive(process: dict[str, Any]) -> bool:
-    """Whether it runs on this machine. Of others nothing is known: they count as gone."""
-    if process.get("host") != socket.gethostname():
-        return False
-    try:
-        return psutil.Process(process.get("pid")).create_time() == process.get("started")
-    except (psutil.NoSuchProcess, ValueError, TypeError):
-        return False
 
 
 def code_version() -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
+from infra import s3, storage
+from infra.s3_errors import StoreRefuses
 from tests.servers import S3Server
 
 AWKWARD_KEYS = ["a.b", "a/b", "a b+c%20&?#.jpg", "ü/日本/🖼.png", "a-b", "a/b.c/d", "z/0", "Z"]
@@ -197,6 +198,19 @@ def test_what_the_user_can_mend_is_a_value_error(
             act()
         assert "\n" not in str(caught.value)
         assert "testing" not in str(caught.value)  # the secret
+
+
+def test_a_store_that_another_process_has_asked_is_away_and_not_misspelt(
+    s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that starts while the store restarts: no mistake of the user's."""
+    monkeypatch.setattr(s3, "_answered", set())
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    with s3.patience(0.5), pytest.raises(StoreRefuses):
+        storage.read_bytes(storage.join(s3_root, "x"))
+    s3.expect_answers()
+    with s3.patience(0.5), pytest.raises(OSError, match="Could not connect"):
+        storage.read_bytes(storage.join(s3_root, "x"))
 
 
 def test_no_credentials_and_no_bucket(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from pipelines.styles import read_styles
 from pipelines.stylize_plan import single_looks
 from pipelines.stylize_run import BucketRun, run_bucket
 from pipelines.stylize_worker import StylizeSettings
-from pipelines.training_record import RECORD_FILE
+from pipelines.training_claim import RECORD_FILE
 from pipelines.tree import Node, draw
 from tests.bad_images import encoded, picture
 from tests.checkpoints import tiny_checkpoint

@@ -10,8 +10,10 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 from ray.train.v2._internal.util import construct_user_exception_with_traceback
 
+from infra.s3_errors import StoreRefuses
 from nst.config import require
 from pipelines import ray_training
+from pipelines.console import StageFailed
 from pipelines.ray_training import Workers, _in_one_line, patiently
 
 
@@ -38,10 +40,11 @@ def test_a_death_is_named_and_not_its_consequences() -> None:
     assert _in_one_line(error).startswith("worker 1 died: The actor died")
 
 
-def test_a_failure_that_nobody_died_of_is_told() -> None:
+def test_a_failure_that_nobody_died_of_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert _in_one_line(group_error(failure(lost_connection))) == (
-        "worker 0 failed: Connection closed by peer [127.0.0.1]:4711"
+        "worker 0 failed: RuntimeError: Connection closed by peer [127.0.0.1]:4711"
     )
+    assert ", in lost_connection" in capsys.readouterr().out, "a rank's own log is a file on its node"
     assert _in_one_line(ControllerError(RuntimeError("no room\nfor 2"))) == "no room for 2"
 
 
@@ -54,8 +57,20 @@ def test_a_users_mistake_on_a_rank_is_one_here_too() -> None:
 
 def test_a_librarys_value_error_is_a_failure() -> None:
     assert _in_one_line(group_error(failure(lambda: int("seven")))).startswith(
-        "worker 0 failed: invalid literal"
+        "worker 0 failed: ValueError: invalid literal"
     )
+
+
+def test_a_store_that_refuses_a_rank_is_tried_again() -> None:
+    """The driver has asked it before: it is no mistake in the command, and it may pass."""
+    refused = failure(lambda: (_ for _ in ()).throw(StoreRefuses("s3://b/runs: ExpiredToken")))
+    assert _in_one_line(group_error(refused)) == "worker 0 failed: StoreRefuses: s3://b/runs: ExpiredToken"
+
+
+def test_what_trying_again_cannot_mend_ends_the_training() -> None:
+    hopeless = failure(lambda: (_ for _ in ()).throw(StageFailed("every checkpoint is damaged")))
+    with pytest.raises(StageFailed, match="every checkpoint is damaged"):
+        _in_one_line(group_error(hopeless))
 
 
 def test_the_largest_size_that_has_room_is_taken() -> None:
@@ -75,11 +90,11 @@ def test_beside_workers_on_all_cpus_there_is_room_for_a_driver() -> None:
 
 def test_a_store_that_is_away_is_asked_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_training, "SECONDS_BETWEEN_TRIES", 0.01)
-    answers = [OSError("away"), OSError("away"), 7]
+    answers = [OSError("away"), StoreRefuses("ExpiredToken"), 7]
 
     def ask() -> int:
         answer = answers.pop(0)
-        if isinstance(answer, OSError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
