@@ -213,6 +213,15 @@ class TrackedRun:
             )
 
 
+def deliver_left(run_id: str, uri: str | None, timeout_s: float) -> dict[str, int]:
+    """Sends what killed processes on this machine could not send of a run.
+
+    Returns:
+        How many records of each kind are still not stored; empty when all are, or none were left.
+    """
+    return TrackedRun(client(uri or tracking_uri()), run_id, is_resumed=True).finish(None, timeout_s)
+
+
 def _claim_spool(run_id: str) -> spool.Spool | None:
     """A folder for what is not sent yet; None, with a warning, where there can be none."""
     try:

@@ -22,7 +22,7 @@ from pipelines.registration import register_checkpoint, wait_for_mlflow
 from pipelines.train_worker import WorkerSettings
 from pipelines.training_claim import Overtaken, TrainingClaim
 from pipelines.training_record import Training
-from pipelines.training_run import check_tracking, shareable_tracking_uri, start_run, tell_end
+from pipelines.training_run import check_tracking, send_left, shareable_tracking_uri, start_run, tell_end
 
 Device = Literal["auto", "cpu", "gpu"]
 
@@ -255,6 +255,8 @@ def run_training(
             num_restarts, newest = fit_and_publish(training, claim, settings, workers)
             run.set_tags({"nst.restarts": str(num_restarts)})
             summary = register(training, run.run_id, newest, model_name)
+            if not workers.are_here:
+                send_left(settings)
     except BaseException as error:
         cluster.disconnect()  # or a worker that is just starting would say RUNNING to MLflow after us
         if not isinstance(error, Overtaken):  # then its state is another's to tell

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal
 
-from infra import s3, storage, tracking, tracking_server
+from infra import cluster_nodes, s3, storage, tracking, tracking_server
 from nst.config import to_dict
 from pipelines.lineage import code_digest
+from pipelines.train_worker import WorkerSettings
 from pipelines.training_claim import TrainingClaim
 from pipelines.training_record import Training, code_version
 
 log = logging.getLogger(__name__)
 
+SECONDS_TO_SEND_LEFT = 30.0
 SECONDS_TO_TELL_END = 5.0  # each to the store and to MLflow; `nst stop` waits for a checkpoint before
 
 
@@ -46,6 +48,21 @@ def start_run(
     for role, corpus in (("content", training.content), ("style", training.style)):
         run.log_corpus(storage.name(corpus.uri), corpus.uri, corpus.manifest.digest, context=role)
     return run
+
+
+def send_left(settings: WorkerSettings) -> None:
+    """What ranks that were killed while MLflow was away had not sent lies on their nodes."""
+    calls = cluster_nodes.call_on_nodes(
+        cluster_nodes.living_nodes(),
+        tracking.deliver_left,
+        settings.run_id,
+        settings.tracking_uri,
+        SECONDS_TO_SEND_LEFT,
+        timeout_s=2 * SECONDS_TO_SEND_LEFT,
+    )
+    for address, left in calls.items():
+        if left:
+            log.warning("%s still has figures that MLflow has not: %s", address, left)
 
 
 def tell_end(claim: TrainingClaim, run: tracking.TrackedRun, status: Literal["KILLED", "FAILED"]) -> None:

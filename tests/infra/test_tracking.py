@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from infra import tracking, tracking_server
-from infra.tracking import TrackedRun
+from infra.tracking import TrackedRun, deliver_left
 from tests.servers import REPOSITORY, end_session, free_port, wait_until_healthy
 
 
@@ -325,6 +325,22 @@ def test_what_another_node_kept_comes_late_and_once(store: str, tmp_path: Path, 
     assert not list(folder_of_a.glob("nst-*"))
 
 
+def test_what_is_left_on_a_node_can_be_fetched_in_the_end(
+    store: str, temporary_folder: Path, unreachable: str
+) -> None:
+    """The run's next life was on another node, and nobody goes on here."""
+    run = TrackedRun.start("left", uri=store)
+    assert run.finish(None) == {}
+    left = TrackedRun.start("left", run_id=run.run_id, uri=unreachable)
+    left.log_metrics({"loss": 2.0}, 4)
+    assert left.finish(None, timeout_s=0.1)
+    assert deliver_left(run.run_id, store, 20.0) == {}
+    client = tracking_server.client(store)
+    assert [m.step for m in client.get_metric_history(run.run_id, "loss")] == [4]
+    assert not list(temporary_folder.glob("nst-*"))
+    assert deliver_left(run.run_id, unreachable, 0.1) == {}, "nothing is left, nobody is asked"
+
+
 def test_what_a_slow_death_left_is_sent_at_the_end(
     store: str, temporary_folder: Path, unreachable: str
 ) -> None:
@@ -368,7 +384,7 @@ def server_on(
 
 LOG_STEPS = """
 import sys
-from infra.tracking import TrackedRun
+from infra.tracking import TrackedRun, deliver_left
 
 uri, run_id, picture, begin = *sys.argv[1:4], int(sys.argv[4])
 run = TrackedRun.start("training", run_id=run_id, uri=uri)
