@@ -33,7 +33,13 @@ Found = TypeVar("Found")
 NUM_NODES = 2  # beside the head
 NUM_IMAGES, IMAGES_A_CHECKPOINT, IMAGES_A_FIGURE = 1280, 64, 32
 TINY = ["--preset", "smoke", "--set", "batch.size=32", "--set", "model.content_widths=[8,8,8,8]"]
-RAY_PROCESSES = ("RayTrainWorker", "TrainController", "ProgressBoard")
+# What a node has of Ray when nobody works: no process of a training's.
+OF_RAY_ITSELF = (
+    "ray::IDLE",
+    "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent",
+    "ray::_AutoscalingCoordinatorActor",
+)
 
 
 def wait_for(
@@ -243,8 +249,13 @@ class Outcome:
     def assert_nothing_is_left(self) -> None:
         """No process of the training lives on."""
         trial = self.training.trial
-        for part in (*RAY_PROCESSES, "pipelines.cli train"):
-            wait_for(lambda part=part: not trial.processes(part), 30, f"the end of {part}")
+
+        def left() -> list[str]:
+            found = map(command_line, (*trial.processes("ray::"), *trial.processes("pipelines.cli")))
+            return [line for line in found if not line.startswith(OF_RAY_ITSELF)]
+
+        wait_for(lambda: not left(), 30, "the end of its processes")
+        assert left() == []
 
 
 def command_line(process: psutil.Process) -> str:

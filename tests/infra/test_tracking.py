@@ -384,7 +384,7 @@ def server_on(
 
 LOG_STEPS = """
 import sys
-from infra.tracking import TrackedRun, deliver_left
+from infra.tracking import TrackedRun
 
 uri, run_id, picture, begin = *sys.argv[1:4], int(sys.argv[4])
 run = TrackedRun.start("training", run_id=run_id, uri=uri)

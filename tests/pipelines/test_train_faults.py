@@ -25,6 +25,7 @@ from tests.trial_cluster import (
     Outcome,
     Submitted,
     TrialCluster,
+    command_line,
     kill,
     trial_cluster,
     wait_for,
@@ -75,6 +76,19 @@ def kill_rank_0(trial: TrialCluster, training: Submitted) -> None:
 def kill_a_node(trial: TrialCluster, training: Submitted) -> None:
     """Another one comes, as an autoscaler would see to it."""
     victim = trial.node_without_driver()
+    trial.cluster.kill_node(victim)
+    trial.cluster.add_worker(num_cpus=1)
+
+
+def kill_a_raylet(trial: TrialCluster, training: Submitted) -> None:
+    """And nothing else of its node: the rank there ends by itself, before its successor begins."""
+    victim = trial.node_without_driver()
+    os.kill(victim.raylet_process_id, signal.SIGKILL)
+    wait_for(
+        lambda: not any("RayTrainWorker" in command_line(process) for process in processes_of(victim)),
+        30,
+        "the end of the rank whose raylet is gone",
+    )
     trial.cluster.kill_node(victim)
     trial.cluster.add_worker(num_cpus=1)
 
@@ -158,6 +172,7 @@ FAULTS = {
     "a worker is killed": Trouble(kill_a_rank, 1),
     "rank 0 is killed": Trouble(kill_rank_0, 1),
     "a worker hangs": Trouble(hang_a_rank, 1),
+    "a worker's raylet is killed": Trouble(kill_a_raylet, 1),
     "a worker's node dies": Trouble(kill_a_node, 1),
     "the driver is killed": Trouble(kill_the_driver, 0),
     "a node is drained and goes": Trouble(
