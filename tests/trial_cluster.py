@@ -242,6 +242,10 @@ class Outcome:
         runs = self.training.runs()
         assert [run.info.status for run in runs] == ["FINISHED"]
         assert runs[0].info.run_id == self.record["run_id"]
+        names = set(runs[0].data.metrics)
+        assert {"images_per_second", "optim/generator_learning_rate", "preview/distance"} <= names, names
+        for kind in ("alarm/", "system/"):
+            assert any(name.startswith(kind) for name in names), (kind, names)
         assert [figure.step for figure in self.training.figures(runs[0])] == list(
             range(IMAGES_A_FIGURE, self.training.num_images + 1, IMAGES_A_FIGURE)
         )
