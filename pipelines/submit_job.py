@@ -26,7 +26,7 @@ address_option = click.option(
     default=".",
     show_default=True,
     metavar="DIR",
-    help="Its files travel with the job (64 MiB at most; not hidden files, environments, caches, data).",
+    help="Its files travel with the job (64 MiB at most): not what git ignores, hidden files, data, secrets.",
 )
 @click.option("--follow/--no-follow", default=True, help="Print the job's log until it ends.")
 @click.option(
