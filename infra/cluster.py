@@ -230,8 +230,15 @@ def was_raised_by_us(traceback: str) -> bool:
     """Whether its last frame is a `raise` of our own. Only then is a ValueError the user's mistake."""
     frames = re.findall(r'^\s*File "([^"]+)", line \d+.*\n\s*(\S.*)$', traceback, flags=re.MULTILINE)
     path, line = frames[-1] if frames else ("", "")
-    is_ours = re.search(rf"/(?:{'|'.join(OUR_PACKAGES)})/", path) and "site-packages" not in path
-    return bool(is_ours) and line.startswith("raise ")
+    return _is_ours(path) and line.startswith("raise ")
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a file on any node is of one of our packages: brought there, or installed (an image has them in
+    site-packages, where other packages have folders of those names, too)."""
+    names = "|".join(OUR_PACKAGES)
+    *installed, below = re.split(r"/(?:site|dist)-packages/", path)
+    return re.search(rf"^(?:{names})/" if installed else rf"/(?:{names})/", below) is not None
 
 
 def _start(num_cpus: int, options: dict[str, Any]) -> None:

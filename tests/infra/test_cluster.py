@@ -200,6 +200,30 @@ class TestRunBounded:
             list(cluster.run_bounded(stumble, [("ours",)], max_in_flight=1, name_of=lambda kind: kind))
 
 
+@pytest.mark.parametrize(
+    ("path", "is_ours"),
+    [
+        ("/home/me/style/nst/corpus.py", True),
+        ("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/pipelines/tree.py", True),
+        ("/usr/local/lib/python3.11/site-packages/nst/objectives/build.py", True),
+        ("/usr/lib/python3/dist-packages/infra/places.py", True),
+        ("/usr/local/lib/python3.11/site-packages/transformers/pipelines/base.py", False),
+        ("/srv/nst/.venv/lib/python3.11/site-packages/torch/nn/functional.py", False),
+        ("/usr/local/lib/python3.11/json/decoder.py", False),
+    ],
+)
+def test_a_mistake_is_the_users_wherever_our_code_is_installed(path: str, is_ours: bool) -> None:
+    """The text is what a worker's error has: the frames, then the message."""
+    raised = f'''Traceback (most recent call last):
+  File "/somewhere/nst/train.py", line 3, in run
+    work()
+  File "{path}", line 7, in check
+    raise ValueError(f"{{value}} is too large")
+'''
+    assert cluster.was_raised_by_us(raised) is is_ours
+    assert not cluster.was_raised_by_us(raised.replace("raise ValueError", "int"))
+
+
 def process_id() -> int:
     return os.getpid()
 
