@@ -176,14 +176,15 @@ def train(
         return {"config": to_dict(config)}
     if "/" in (name or "") or (name or "").startswith("."):
         raise ValueError(f"--name {name!r} must be a plain name, without slashes or a leading dot")
-    training = Training(
-        name=name or preset_name,
-        out_uri=places.absolute(out_uri),
-        config=config,
-        content=open_corpus(content_uri, "content"),
-        style=open_corpus(style_uri, "style"),
-    )
-    known = read_known_run(training)
+    with preflight.promptly():
+        training = Training(
+            name=name or preset_name,
+            out_uri=places.absolute(out_uri),
+            config=config,
+            content=open_corpus(content_uri, "content"),
+            style=open_corpus(style_uri, "style"),
+        )
+        known = read_known_run(training)
     if known.get("status") == "FINISHED":
         say(f"{training.uri} is finished; another --name trains anew")
         return known["result"]
@@ -237,10 +238,11 @@ def open_corpus(uri: str, role: str) -> Corpus:
 
 
 def check_tracking(known: dict[str, Any]) -> bool:
-    """Whether MLflow answers. Raises ValueError if it does not where a training begins; one that goes on has
-    its run, and can do without for a while."""
+    """Whether MLflow answers and keeps artifacts. Raises ValueError if it does not where a training begins;
+    one that goes on has its run, and can do without for a while."""
     try:
         tracking_server.check()
+        tracking_server.check_artifacts(tracking.DEFAULT_EXPERIMENT)
     except ValueError as error:
         if not known:
             raise
