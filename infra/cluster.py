@@ -59,7 +59,7 @@ class _Local:
 _local = _Local()
 
 
-def connect(*, min_cpus: int = 1, log_to_driver: bool = False) -> ClusterInfo:
+def connect(*, min_cpus: int = 1) -> ClusterInfo:
     """Joins the cluster of RAY_ADDRESS (inside a Ray job that is the job's), else starts one on this machine
     with no dashboard and at least `min_cpus` CPU slots. Again: the same cluster, but a local one with fewer
     slots is replaced by a larger one.
@@ -73,7 +73,7 @@ def connect(*, min_cpus: int = 1, log_to_driver: bool = False) -> ClusterInfo:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray warns in every process unless this is said; tasks that ask for no GPU must not lose sight of it.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options = {"log_to_driver": log_to_driver, "logging_level": logging.WARNING}
+        options = {"log_to_driver": False, "logging_level": logging.WARNING}
         with _own_sigterm_handler():
             if address := remote_address():
                 _join(address, options)
