@@ -59,7 +59,7 @@ class _Local:
 _local = _Local()
 
 
-def connect(*, min_cpus: int = 1, log_to_driver: bool = False) -> ClusterInfo:
+def connect(*, min_cpus: int = 1) -> ClusterInfo:
     """Joins the cluster of RAY_ADDRESS (inside a Ray job that is the job's), else starts one on this machine
     with no dashboard and at least `min_cpus` CPU slots. Again: the same cluster, but a local one with fewer
     slots is replaced by a larger one.
@@ -73,7 +73,7 @@ def connect(*, min_cpus: int = 1, log_to_driver: bool = False) -> ClusterInfo:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray warns in every process unless this is said; tasks that ask for no GPU must not lose sight of it.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options = {"log_to_driver": log_to_driver, "logging_level": logging.WARNING}
+        options = {"log_to_driver": False, "logging_level": logging.WARNING}
         with _own_sigterm_handler():
             if address := remote_address():
                 _join(address, options)
@@ -230,8 +230,15 @@ def was_raised_by_us(traceback: str) -> bool:
     """Whether its last frame is a `raise` of our own. Only then is a ValueError the user's mistake."""
     frames = re.findall(r'^\s*File "([^"]+)", line \d+.*\n\s*(\S.*)$', traceback, flags=re.MULTILINE)
     path, line = frames[-1] if frames else ("", "")
-    is_ours = re.search(rf"/(?:{'|'.join(OUR_PACKAGES)})/", path) and "site-packages" not in path
-    return bool(is_ours) and line.startswith("raise ")
+    return _is_ours(path) and line.startswith("raise ")
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a file on any node is of one of our packages: brought there, or installed (an image has them in
+    site-packages, where other packages have folders of those names, too)."""
+    names = "|".join(OUR_PACKAGES)
+    *installed, below = re.split(r"/(?:site|dist)-packages/", path)
+    return re.search(rf"^(?:{names})/" if installed else rf"/(?:{names})/", below) is not None
 
 
 def _start(num_cpus: int, options: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def follow_to_the_end(
         else:
             if not job.was_lost or num_losses > max_resubmissions:
                 return job
-            reason = job.message.splitlines()[0]
+            reason = job.told[0]
         write(f"[{job.id} was lost: {reason}; submitting it again, {num_losses} of {max_resubmissions}]\n")
         wait_until_gone(client, job.id)
         job = _submit_patiently(client, submission)

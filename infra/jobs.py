@@ -64,6 +64,11 @@ class Job:
     end_time: float | None
 
     @property
+    def told(self) -> list[str]:
+        """The lines of the message, one at least: first what Ray says, last the job's own last words."""
+        return self.message.splitlines() or ["the cluster gives no reason"]
+
+    @property
     def has_ended(self) -> bool:
         return JobStatus(self.status).is_terminal()
 

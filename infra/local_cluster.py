@@ -107,11 +107,6 @@ class LocalCluster:
             "RAY_AUTH_TOKEN": self._token,
         }
 
-    @property
-    def process_ids(self) -> list[int]:
-        """Those that the living worker nodes descend from."""
-        return [node.process.pid for node in self.workers if node.is_alive]
-
     def start_head(self, *, jobs_port: int = 0) -> Node:
         """The head; its jobs server listens on 127.0.0.1, at `jobs_port` or a free one."""
         head = ["--head", "--port=0", f"--temp-dir={self._folder}", "--num-cpus=0", "--num-gpus=0"]

@@ -119,8 +119,9 @@ def _of_answer(error: ClientError, uri: str, where: str) -> Exception:
         )
     if status in {401, 403}:
         return StoreRefuses(
-            f"{uri}: {where} says {code or status}; these credentials may not do that there: "
-            "they need to list the bucket, and to get, put and delete its objects"
+            f"{uri}: {where} says {code or status}; these credentials may not do that there: are "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY right, and do they allow to list the bucket, and to "
+            "get, put and delete its objects?"
         )
     return OSError(errno.EIO, f"{where} answers {status} {code}: {message}", uri)
 

@@ -10,8 +10,9 @@ import functools
 import logging
 import os
 import re
+import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +20,10 @@ import mlflow.store.db_migrations
 import mlflow.tracking
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from infra import s3, scratch
 
 SECONDS_TO_CHECK = 10.0
 
@@ -116,24 +121,78 @@ def check(uri: str | None = None) -> None:
         ValueError: it gives no useful answer within 10 s, and what to set.
     """
     uri = uri or tracking_uri()
-    answers: list[ValueError | None] = []
+    try:
+        # A new SQLite file needs some seconds for its tables, however slow the machine: it is not bounded.
+        seconds = None if uri.startswith("sqlite:") else SECONDS_TO_CHECK
+        _within(seconds, lambda: client(uri).search_experiments(max_results=1))
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a store raises, it does not answer
+        raise as_user_error(uri, error) from error
 
-    def ask() -> None:
+
+def _within(seconds: float | None, ask: Callable[[], object]) -> None:
+    """Raises what `ask` raises, and TimeoutError if it has not ended after `seconds`."""
+    ends: list[Exception | None] = []
+
+    def run() -> None:
         try:
-            client(uri).search_experiments(max_results=1)
-            answers.append(None)
-        except ValueError as error:
-            answers.append(error)
-        except Exception as error:  # noqa: BLE001 - whatever a store raises, it does not answer
-            answers.append(as_user_error(uri, error))
+            ask()
+            ends.append(None)
+        except Exception as error:  # noqa: BLE001 - is raised by the thread that waits
+            ends.append(error)
 
-    thread = threading.Thread(target=ask, name="mlflow-check", daemon=True)
+    thread = threading.Thread(target=run, name="mlflow-check", daemon=True)
     thread.start()
-    # A new SQLite file needs some seconds for its tables, however slow the machine: it is not bounded.
-    thread.join(None if uri.startswith("sqlite:") else SECONDS_TO_CHECK)
-    answer = answers[0] if answers else as_user_error(uri, f"no answer within {SECONDS_TO_CHECK:.0f} s")
-    if answer is not None:
-        raise answer
+    thread.join(seconds)
+    end = ends[0] if ends else TimeoutError(f"no answer within {seconds:.0f} s")
+    if end is not None:
+        raise end
+
+
+def check_artifacts(experiment: str, uri: str | None = None) -> None:
+    """Stores a few bytes where the experiment's runs keep their artifacts, reads them back and removes them:
+    through the server, or with this machine's own credentials where the server sends its clients to a bucket.
+
+    Raises:
+        ValueError: that does not work within 10 s; what it says, and what to look at.
+    """
+    uri = uri or tracking_uri()
+    location = experiment
+    try:
+        mlflow_client = client(uri)
+        found = mlflow_client.get_experiment(experiment_id(mlflow_client, experiment))
+        location = str(found.artifact_location)
+        repository = get_artifact_repository(location, tracking_uri=uri)
+        with s3.errors(location):
+            _within(SECONDS_TO_CHECK, lambda: _keep_a_few_bytes(repository))
+    except ValueError as error:  # with its remedy
+        raise ValueError(f"the artifacts of MLflow at {shown(uri)}: {error}") from error
+    except Exception as error:
+        remedy = "let this process write there"
+        if location.startswith("mlflow-artifacts:"):
+            remedy = "look at that server's --artifacts-destination and at its credentials for it"
+        elif "://" in location and not location.startswith("file:"):
+            remedy = "let the credentials of this process get, put and delete objects there"
+        raise ValueError(
+            f"the artifacts of MLflow at {shown(uri)} cannot be kept in {location} ({in_short(str(error))}); "
+            f"{remedy}"
+        ) from error
+
+
+def _keep_a_few_bytes(repository: ArtifactRepository) -> None:
+    folder = f"nst-check-{secrets.token_hex(8)}"
+    with scratch.folder("nst-check-") as here:
+        sent = Path(here, "probe.txt")
+        sent.write_text(folder)
+        repository.log_artifact(str(sent), folder)
+        try:
+            repository.download_artifacts(f"{folder}/{sent.name}", here)
+        finally:
+            with contextlib.suppress(Exception):  # who may not delete can train all the same
+                repository.delete_artifacts(folder)
+        if Path(here, folder, sent.name).read_text() != folder:
+            raise OSError("what is read back is not what was written")
 
 
 def as_user_error(uri: str, cause: Exception | str) -> ValueError:
@@ -219,7 +278,7 @@ def outages_told(consolation: str) -> Iterator[None]:
 def in_short(text: str) -> str:
     """The innermost cause of a failed request: "[Errno 111] Connection refused"."""
     if "Caused by " in text:
-        text = text.rpartition("Caused by ")[2].rpartition(": ")[2].rstrip("'\")")
+        text = text.rpartition("Caused by ")[2].rpartition(": ")[2].rpartition("('")[2].rstrip("'\")")
     return " ".join(text.split())[:300]
 
 

@@ -7,6 +7,7 @@ rows = corpus.rows_of(corpus.label_names.index("monet"))
 
 from __future__ import annotations
 
+import contextvars
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -269,8 +270,13 @@ def _load_columns(files: VerifiedFiles, manifest: Manifest) -> Columns:
     label_ids = {label: number for number, label in enumerate(manifest.labels)}
     places = np.empty((manifest.num_samples, 2), np.uint32)
     runs, row = [], 0
+    caller = contextvars.copy_context()  # a storage may look there for how long to wait
+
+    def load(shard: ShardInfo) -> tuple[NDArray[np.int64], LabelRuns]:
+        return caller.copy().run(_load_index, files, shard, label_ids)
+
     with ThreadPoolExecutor(NUM_INDEXES_AT_ONCE if files.is_remote else 1) as pool:
-        for found, labels in pool.map(lambda shard: _load_index(files, shard, label_ids), manifest.shards):
+        for found, labels in pool.map(load, manifest.shards):
             places[row : row + len(found)] = found
             row += len(found)
             runs.append(labels)

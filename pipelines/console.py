@@ -19,7 +19,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-PACKAGES = tuple(str(Path(__file__).parent.parent / name) for name in ("nst", "infra", "pipelines"))
+PACKAGES = tuple(f"{Path(__file__).parent.parent / name}{os.sep}" for name in ("nst", "infra", "pipelines"))
 
 JSON_WANTED = "nst_json"
 

@@ -52,6 +52,8 @@ class Errand:
         corpora: place -> digest of the manifest that the driver has read.
         tracking_uri: the MLflow server, without its password; None: none to ask.
         has_own_tracking_uri: whether the node must know the server by itself, because of the password.
+        artifacts_on: id of the one node that also tries MLflow's artifacts: all at once are too much for a
+            server.
         timeout_s: how long a single check may take.
     """
 
@@ -61,6 +63,7 @@ class Errand:
     corpora: dict[str, str] = field(default_factory=dict)
     tracking_uri: str | None = None
     has_own_tracking_uri: bool = False
+    artifacts_on: str | None = None
     timeout_s: float = 10.0
 
 
@@ -118,11 +121,11 @@ def problems_of(checks: Mapping[str, Callable[[], object]], timeout_s: float) ->
     for name in checks:
         silence = TimeoutError(f"{name} gives no answer within {timeout_s:.0f} s; is its disk or server up?")
         if (error := outcomes.get(name, silence)) is not None:
-            problems[name] = _told(error)
+            problems[name] = told(error)
     return problems
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """One line with a remedy; raises what is no finding."""
     if not isinstance(error, ValueError | OSError):
         raise error
@@ -130,7 +133,7 @@ def _told(error: Exception) -> str:
     if isinstance(error, ValueError | CorpusError | TimeoutError):
         return text
     if storage.is_remote(str(error.filename or "")):
-        return f"{text}; try again when the store answers"
+        return f"{text}; try again when the store answers, or correct AWS_ENDPOINT_URL"
     return f"{text}; let the user of this process read and write there, or choose another place"
 
 
@@ -237,7 +240,7 @@ def _sizes(uri: str, keys: list[str]) -> Iterator[tuple[str, int | None]]:
 
 def check_tracking(errand: Errand) -> None:
     """MLflow answers here; any node may run the worker that writes to it."""
-    from infra import tracking_server
+    from infra import tracking, tracking_server
 
     if errand.has_own_tracking_uri:
         here = tracking_server.shown(tracking_server.tracking_uri())
@@ -246,6 +249,7 @@ def check_tracking(errand: Errand) -> None:
                 f"its MLFLOW_TRACKING_URI leads to {here}, not to {errand.tracking_uri}; set it where Ray is "
                 "started there (one with a password is not passed on)"
             )
-        tracking_server.check()
-    else:
-        tracking_server.check(errand.tracking_uri)
+    uri = None if errand.has_own_tracking_uri else errand.tracking_uri
+    tracking_server.check(uri)
+    if errand.artifacts_on == ray.get_runtime_context().get_node_id():
+        tracking_server.check_artifacts(tracking.DEFAULT_EXPERIMENT, uri)

@@ -26,17 +26,34 @@ from pipelines.node_check import (
     look_at_node,
     one_line,
     problems_of,
+    told,
     versions,
 )
 
 if TYPE_CHECKING:
     from nst.corpus import Corpus
 
-SECONDS_FOR_ALL = 27.0  # but for the waiting for nodes
+SECONDS_TO_OPEN = 10.0  # for a store that says nothing to who opens a corpus
+SECONDS_FOR_ALL = 27.0  # for `check`, but for the waiting for nodes
 SECONDS_HERE = 8.0  # of those, for what the driver looks at itself
 SECONDS_FOR_FILES = 6.0  # of those, for the sizes of all files of a corpus
 SECONDS_TO_SETTLE = 3.0  # until what an ended training had taken is free again
 MAX_NAMED_NODES = 3
+
+
+@contextlib.contextmanager
+def promptly() -> Iterator[None]:
+    """Within it (corpora are opened, say) a store that gives no answer is given up soon, whether a training
+    begins or goes on: the store itself would have to say which, and `check` waits no longer either.
+
+    Raises:
+        ValueError: one line for what did not work, with its remedy.
+    """
+    try:
+        with s3.patience(SECONDS_TO_OPEN):
+            yield
+    except OSError as error:
+        raise ValueError(told(error)) from error
 
 
 def check(
@@ -46,7 +63,7 @@ def check(
     demand: Demand,
     wait_for_nodes_s: float = 0.0,
     with_tracking: bool = True,
-) -> None:
+) -> set[str]:
     """Looks whether a training can run on the joined cluster, cheap things first: the storage and all files
     of the corpora from here, then room for the fewest workers, then from every node that could run one the
     storage, the corpora and MLflow, and whether its code is this one. Takes less than 30 s, and
@@ -57,7 +74,10 @@ def check(
         corpora: by role, as this process has opened them.
         demand: what the workers ask for.
         wait_for_nodes_s: how long to wait for room, in seconds; an autoscaler is asked for it meanwhile.
-        with_tracking: whether MLflow has to answer.
+        with_tracking: whether MLflow has to answer from the nodes, and to keep artifacts.
+
+    Returns:
+        The ids of the nodes that were looked at, for `check_new_nodes`.
 
     Raises:
         ValueError: one line with all that was found, each with its remedy.
@@ -70,17 +90,49 @@ def check(
     seconds_left = SECONDS_FOR_ALL - (time.monotonic() - started)
     if has_time:
         _wait_for_room(demand, wait_for_nodes_s)
-    if not is_local:  # else the workers have what this process has
-        nodes = cluster_nodes.nodes_for(demand)
-        digests = {corpus.uri: corpus.manifest.digest for corpus in corpora.values()}
+    digests = {corpus.uri: corpus.manifest.digest for corpus in corpora.values()}
+    seen = check_new_nodes(
+        set(), training_uri, digests, demand=demand, timeout_s=seconds_left, with_tracking=with_tracking
+    )
+    _refuse(_shortage(demand, is_local))  # one may have died meanwhile
+    return seen
+
+
+def check_new_nodes(
+    seen: set[str],
+    training_uri: str,
+    digests: Mapping[str, str],
+    *,
+    demand: Demand,
+    timeout_s: float = SECONDS_FOR_ALL,
+    with_tracking: bool = True,
+) -> set[str]:
+    """Looks at the nodes that could run a worker and are not among `seen` (ids), as `check` does: those that
+    an autoscaler brought or that stand in for dead ones. Where none is new that takes milliseconds.
+
+    Args:
+        training_uri: where the checkpoints go.
+        digests: of the corpora's manifests, by their places.
+        timeout_s: until all have to have answered.
+
+    Returns:
+        The ids of all that need not be looked at any more.
+
+    Raises:
+        ValueError: one line with all that was found, each with its remedy.
+        OSError: the store does not answer this process.
+    """
+    if cluster.info().is_local:  # the workers have what this process has
+        return seen
+    nodes = [node for node in cluster_nodes.nodes_for(demand) if node.node_id not in seen]
+    if nodes:
         reports = look_at_nodes(
-            nodes, training_uri, digests, timeout_s=seconds_left, with_tracking=with_tracking
+            nodes, training_uri, digests, timeout_s=timeout_s, with_tracking=with_tracking
         )
-        # One that has died since is no finding, as long as there is room without it.
+        # one that has died since is no finding
         still_there = {node.address for node in cluster_nodes.nodes_for(demand)}
         _refuse(_grouped({address: report for address, report in reports.items() if address in still_there}))
-        if still_there < reports.keys():
-            _refuse(_shortage(demand, is_local))
+    return seen | {node.node_id for node in nodes}
 
 
 def _refuse(problems: list[str]) -> None:
@@ -165,7 +217,7 @@ def look_at_nodes(
         storage_uri: a place that all nodes and this process are to share; None: none.
         digests: of corpora, by their places.
         timeout_s: until all have to have answered, the start of a worker there included.
-        with_tracking: whether MLflow is asked, too.
+        with_tracking: whether MLflow is asked, too; its artifacts are tried by the first of the nodes.
     """
     from infra import tracking_server
 
@@ -180,6 +232,7 @@ def look_at_nodes(
             corpora=dict(digests),
             tracking_uri=tracking_server.shown(tracking_uri) if is_asked else None,
             has_own_tracking_uri=tracking_server.shown(tracking_uri) != tracking_uri,
+            artifacts_on=nodes[0].node_id if nodes else None,
         )
         reports = cluster_nodes.call_on_nodes(nodes, look_at_node, errand, timeout_s=timeout_s)
         return _with_answers(reports, marker, nodes) if marker else reports

@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import PreemptionError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from infra import cluster, scratch
+from infra import scratch
 from infra.cluster_nodes import Demand, room_for, wait_for_room
 from infra.s3_errors import StoreRefuses
 from nst import allocator
 from pipelines.checkpoint_store import CheckpointStore
 from pipelines.console import Progress, StageFailed, say
 from pipelines.progress_board import ProgressBoard
+from pipelines.rank_failures import in_one_line
 from pipelines.train_worker import WorkerSettings, train_on_worker
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ SECONDS_BETWEEN_TRIES = 10.0
 # binary, since Ray adds and divides it.
 CPUS_PER_WORKER = 63 / 64
 NOTICE = "a node is about to go"
-MAX_TRACEBACK_CHARACTERS = 8000
 
 Result = TypeVar("Result")
 
@@ -90,13 +90,22 @@ class _End:
     is_planned: bool = False
 
 
-def fit(settings: WorkerSettings, workers: Workers, check: Callable[[], None]) -> int:
+def fit(
+    settings: WorkerSettings,
+    workers: Workers,
+    *,
+    check: Callable[[], None],
+    look_at_nodes: Callable[[], None],
+) -> int:
     """Trains to the end, through restarts, from the newest checkpoint if there is one. With several sizes
     each life of the workers has the largest there is room for, and ends at a checkpoint when there is room
     for a larger one.
 
     Args:
         check: raises if this process must not go on; called about twice a second.
+        look_at_nodes: before each life of the workers; ValueError says what is wrong with a node that came
+            since. Like a life that failed it counts for nothing but a restart: it may be the store that
+            was away.
 
     Returns:
         How often the workers had to be restarted. A node that is taken away with notice does not count, nor
@@ -113,7 +122,13 @@ def fit(settings: WorkerSettings, workers: Workers, check: Callable[[], None]) -
     done = _images_in(store)
     while done < num_images:
         size = _wait_for_size(workers, wanted)
-        end = _live(settings, workers, size, num_images, done, check)
+        try:
+            look_at_nodes()
+        except ValueError as error:
+            time.sleep(SECONDS_BETWEEN_TRIES)
+            end = _End(why=str(error), wanted=size)
+        else:
+            end = _live(settings, workers, size, num_images, done, check)
         before, done, wanted = done, _images_in(store), end.wanted
         if done >= num_images:
             break
@@ -199,7 +214,7 @@ def _live(
             why = "a node went before its workers could stop" if error.drain_timed_out else NOTICE
             return _End(why=why, wanted=size, is_planned=True)
         except TrainingFailedError as error:
-            return _End(why=_ask(board.complaint) or _in_one_line(error), wanted=size)
+            return _End(why=_ask(board.complaint) or in_one_line(error), wanted=size)
         if follower.next_size:
             why = f"there is room for {follower.next_size} workers"
             return _End(why=why, wanted=follower.next_size, is_planned=True)
@@ -315,35 +330,3 @@ def patiently(request: Callable[[], Result]) -> Result:
                 raise
             log.warning("%s; trying again", error)
             time.sleep(SECONDS_BETWEEN_TRIES)
-
-
-def _in_one_line(error: TrainingFailedError) -> str:
-    """The cause, not its consequences: a rank that died before those whose collectives then failed.
-
-    Raises:
-        ValueError: our own code says that it is the user's mistake.
-    """
-    if not isinstance(error, WorkerGroupError):
-        return " ".join(str(getattr(error, "controller_failure", error)).split())[:500]
-    failures = {
-        rank: getattr(failure, "health_check_failure", failure)  # Ray wraps what it says of a death
-        for rank, failure in sorted(error.worker_failures.items())
-    }
-    for failure in failures.values():
-        if isinstance(failure, StageFailed):  # trying again does not help
-            raise StageFailed(str(failure)) from error
-        if isinstance(failure, ValueError) and not isinstance(failure, StoreRefuses):
-            # the failure itself has no traceback any more; the text of all has it, in front of the message
-            traceback = str(error).partition(f"{type(failure).__name__}: {failure}")[0]
-            if cluster.was_raised_by_us(traceback):
-                raise ValueError(str(failure)) from error
-    deaths = {rank: failure for rank, failure in failures.items() if isinstance(failure, RayActorError)}
-    rank, failure = next(iter((deaths or failures).items()))
-    if deaths:
-        return f"worker {rank} died: {_first_line(failure)}"
-    say(str(error)[-MAX_TRACEBACK_CHARACTERS:])  # a rank's own log is a file on its node
-    return f"worker {rank} failed: {type(failure).__name__}: {_first_line(failure)}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()

@@ -26,7 +26,7 @@ address_option = click.option(
     default=".",
     show_default=True,
     metavar="DIR",
-    help="Its files travel with the job (64 MiB at most; not hidden files, environments, caches, data).",
+    help="Its files travel with the job (64 MiB at most): not what git ignores, hidden files, data, secrets.",
 )
 @click.option("--follow/--no-follow", default=True, help="Print the job's log until it ends.")
 @click.option(
@@ -127,7 +127,7 @@ def _outcome(job: ray_jobs.Job) -> dict[str, Any]:
     """The result of a job that has ended. Raises StageFailed, with the verb's own exit code, if it failed."""
     if not job.succeeded:
         code = "" if job.driver_exit_code is None else f", exit code {job.driver_exit_code}"
-        failure = StageFailed(f"{job.id} {job.status.lower()}{code}: {_last_line(job.message)}", _result(job))
+        failure = StageFailed(f"{job.id} {job.status.lower()}{code}: {job.told[-1]}", _result(job))
         if job.driver_exit_code in (EXIT_USER_MISTAKE, EXIT_GATE_REFUSED, EXIT_INTERRUPTED):
             failure.exit_code = job.driver_exit_code
         raise failure
@@ -142,10 +142,6 @@ def _write(text: str) -> None:
 
 def _result(job: ray_jobs.Job) -> dict[str, Any]:
     return {"job": asdict(job)}
-
-
-def _last_line(text: str) -> str:
-    return text.splitlines()[-1] if text else "the cluster gives no reason"
 
 
 def _age(since: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,14 +175,15 @@ def train(
         return {"config": to_dict(config)}
     if "/" in (name or "") or (name or "").startswith("."):
         raise ValueError(f"--name {name!r} must be a plain name, without slashes or a leading dot")
-    training = Training(
-        name=name or preset_name,
-        out_uri=places.absolute(out_uri),
-        config=config,
-        content=open_corpus(content_uri, "content"),
-        style=open_corpus(style_uri, "style"),
-    )
-    claim = TrainingClaim.of(training)
+    with preflight.promptly():
+        training = Training(
+            name=name or preset_name,
+            out_uri=places.absolute(out_uri),
+            config=config,
+            content=open_corpus(content_uri, "content"),
+            style=open_corpus(style_uri, "style"),
+        )
+        claim = TrainingClaim.of(training)
     known = claim.known
     if known.get("status") == "FINISHED":
         say(f"{training.uri} is finished; another --name trains anew")
@@ -198,7 +200,7 @@ def train(
         wait_for_nodes_s=wait_for_nodes_s,
         are_here=info.is_local,
     )
-    preflight.check(
+    seen = preflight.check(
         training.uri,
         corpora={"content": training.content, "style": training.style},
         demand=workers.demand,
@@ -219,7 +221,24 @@ def train(
             hang_timeout_s=hang_timeout_s,
             num_threads=threads,
         )
-        return run_training(training, claim, run, settings, workers, model_name)
+        look_at_nodes = new_nodes_checker(training, workers, seen)
+        return run_training(training, claim, run, settings, workers, look_at_nodes, model_name)
+
+
+def new_nodes_checker(training: Training, workers: Workers, seen: set[str]) -> Callable[[], None]:
+    """What looks at the nodes that came since `seen`, as the preflight did; ValueError says what is wrong.
+    MLflow may be away meanwhile."""
+    digests = {corpus.uri: corpus.manifest.digest for corpus in (training.content, training.style)}
+
+    def look() -> None:
+        nonlocal seen
+        seen = patiently(
+            lambda: preflight.check_new_nodes(
+                seen, training.uri, digests, demand=workers.demand, with_tracking=False
+            )
+        )
+
+    return look
 
 
 def threads_for_each(num_workers: int) -> int:
@@ -244,6 +263,7 @@ def run_training(
     run: tracking.TrackedRun,
     settings: WorkerSettings,
     workers: Workers,
+    look_at_nodes: Callable[[], None],
     model_name: str,
 ) -> dict[str, Any]:
     """Everything between a training that may begin and a registered version."""
@@ -252,7 +272,7 @@ def run_training(
     try:
         with interruptible():
             run.flush()
-            num_restarts, newest = fit_and_publish(training, claim, settings, workers)
+            num_restarts, newest = fit_and_publish(training, claim, settings, workers, look_at_nodes)
             run.set_tags({"nst.restarts": str(num_restarts)})
             summary = register(training, run.run_id, newest, model_name)
             if not workers.are_here:
@@ -272,13 +292,17 @@ def run_training(
 
 
 def fit_and_publish(
-    training: Training, claim: TrainingClaim, settings: WorkerSettings, workers: Workers
+    training: Training,
+    claim: TrainingClaim,
+    settings: WorkerSettings,
+    workers: Workers,
+    look_at_nodes: Callable[[], None],
 ) -> tuple[int, StoredCheckpoint]:
     """Trains until the last checkpoint is whole, and copies it to where users look for it."""
     store = CheckpointStore(training.checkpoints_uri)
     num_restarts = 0
     while True:
-        num_restarts += fit(settings, workers, claim.check)
+        num_restarts += fit(settings, workers, check=claim.check, look_at_nodes=look_at_nodes)
         with scratch.folder("nst-publish-") as folder:
             newest = patiently(lambda: store.fetch_newest(folder))
             if newest is None:

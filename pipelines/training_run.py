@@ -19,10 +19,11 @@ SECONDS_TO_TELL_END = 5.0  # each to the store and to MLflow; `nst stop` waits f
 
 
 def check_tracking(known: dict[str, Any]) -> bool:
-    """Whether MLflow answers. Raises ValueError if it does not where a training begins; one that goes on has
-    its run, and can do without for a while."""
+    """Whether MLflow answers and keeps artifacts. Raises ValueError if it does not where a training begins;
+    one that goes on has its run, and can do without for a while."""
     try:
         tracking_server.check()
+        tracking_server.check_artifacts(tracking.DEFAULT_EXPERIMENT)
     except ValueError as error:
         if not known:
             raise

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,58 @@ def test_only_gpu_workers_are_spot_and_a_driver_has_somewhere_to_run(written: di
     drivers_place = types["cpu_worker"]
     assert drivers_place["min_workers"] >= 1
     assert drivers_place["resources"]["CPU"] >= jobs.DRIVER_CPUS
+
+
+@pytest.mark.parametrize(
+    ("name", "stays_here"),
+    [
+        ("infra/deploy/secrets/ray_token", True),
+        ("trial.env", True),
+        ("trial/mlflow/mlflow.db", True),
+        ("corpora/photos/corpus.json", True),
+        ("runs/first/run.json", True),
+        (".venv-s3/bin/python", True),
+        ("server.pem", True),
+        ("google_credentials.json", True),
+        ("nst/corpus.py", False),
+        ("infra/deploy/Dockerfile", False),
+        ("pyproject.toml", False),
+        ("constraints.txt", False),
+    ],
+)
+def test_the_mounted_project_has_the_code_and_neither_data_nor_secrets(
+    written: dict[str, Any], tmp_path: Path, name: str, stays_here: bool
+) -> None:
+    (filter_file,) = written["rsync_filter"]  # of each folder, as git reads it
+    for folder in (".", "infra/deploy"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(CLUSTER_FILE.parent / folder / filter_file, tmp_path / folder)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    done = subprocess.run(["git", "-C", tmp_path, "check-ignore", "--quiet", name], check=False)
+    assert (done.returncode == 0 or is_excluded(written, name)) is stays_here
+
+
+def is_excluded(written: dict[str, Any], name: str) -> bool:
+    """As rsync reads a pattern without slashes, or with one in front."""
+    first, *others = name.split("/")
+    patterns = written["rsync_exclude"]
+    return any(fnmatch(first, pattern.removeprefix("/")) for pattern in patterns) or any(
+        fnmatch(part, pattern) for part in others for pattern in patterns
+    )
+
+
+@pytest.mark.parametrize("name", ["auth_token", "ray_bootstrap_key.pem", "ray_bootstrap_config.yaml"])
+def test_what_ray_itself_sends_to_the_head_is_not_held_back(written: dict[str, Any], name: str) -> None:
+    assert not is_excluded(written, name)  # rsync holds back a file that is named alone, too
+
+
+def test_every_node_gets_the_versions_that_were_tested(written: dict[str, Any]) -> None:
+    (place,) = (place for place, source in written["file_mounts"].items() if source == ".")
+    installing = [text for text in written["setup_commands"] if "pip install" in text]
+    assert installing
+    for command in installing:
+        words = shlex.split(command)
+        assert words[words.index("--constraint") + 1] == f"{place}/constraints.txt"
 
 
 def test_it_holds_no_key(written: dict[str, Any]) -> None:

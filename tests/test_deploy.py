@@ -214,7 +214,8 @@ def check_dockerfile(text: str) -> None:
     assert users
     assert int(users[-1]) > 0
     assert "RAY_AUTH_MODE=token" in text
-    assert "--constraint constraints.txt" in text
+    for command in re.findall(r"pip install ([^\n&]+)", text):
+        assert "--constraint constraints.txt" in command or "--no-deps" in command
     first = text.index("--requirement requirements.txt")
     assert first < text.index("COPY nst nst")  # a change of the code does not install PyTorch anew
     assert not A_SECRET.search(text)
@@ -227,6 +228,7 @@ def check_dockerfile(text: str) -> None:
         ("3.11.14-slim-bookworm", "latest"),
         ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
         ("--constraint constraints.txt ", ""),
+        ("--no-deps .", "."),
         ("MLFLOW_DISABLE_TELEMETRY=true", "MLFLOW_TRACKING_PASSWORD=correcthorse"),
     ],
 )

@@ -14,10 +14,10 @@ import pytest
 import ray
 from ray.exceptions import WorkerCrashedError
 
-from infra import cluster, cluster_nodes, places
+from infra import cluster, cluster_nodes, places, tracking_server
 from infra.cluster_nodes import Demand
 from pipelines import preflight
-from tests.servers import REPOSITORY, ray_cluster
+from tests.servers import REPOSITORY, MlflowServer, ray_cluster
 
 
 def run_program(program: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -200,6 +200,30 @@ class TestRunBounded:
             list(cluster.run_bounded(stumble, [("ours",)], max_in_flight=1, name_of=lambda kind: kind))
 
 
+@pytest.mark.parametrize(
+    ("path", "is_ours"),
+    [
+        ("/home/me/style/nst/corpus.py", True),
+        ("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/pipelines/tree.py", True),
+        ("/usr/local/lib/python3.11/site-packages/nst/objectives/build.py", True),
+        ("/usr/lib/python3/dist-packages/infra/places.py", True),
+        ("/usr/local/lib/python3.11/site-packages/transformers/pipelines/base.py", False),
+        ("/srv/nst/.venv/lib/python3.11/site-packages/torch/nn/functional.py", False),
+        ("/usr/local/lib/python3.11/json/decoder.py", False),
+    ],
+)
+def test_a_mistake_is_the_users_wherever_our_code_is_installed(path: str, is_ours: bool) -> None:
+    """The text is what a worker's error has: the frames, then the message."""
+    raised = f'''Traceback (most recent call last):
+  File "/somewhere/nst/train.py", line 3, in run
+    work()
+  File "{path}", line 7, in check
+    raise ValueError(f"{{value}} is too large")
+'''
+    assert cluster.was_raised_by_us(raised) is is_ours
+    assert not cluster.was_raised_by_us(raised.replace("raise ValueError", "int"))
+
+
 def process_id() -> int:
     return os.getpid()
 
@@ -231,6 +255,26 @@ class TestNodes:
         assert answer != os.getpid()
         answers = cluster_nodes.call_on_nodes(nodes, hang, timeout_s=0.5)
         assert isinstance(answers[node.address], TimeoutError)
+
+    def test_one_node_tries_the_artifacts_of_mlflow(
+        self, infra_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", infra_server.uri)
+        (node,) = nodes = cluster_nodes.living_nodes()
+        experiment = tracking_server.experiment_id(tracking_server.client(), "nst")
+        reports = preflight.look_at_nodes(nodes, None, {})
+        assert preflight.problems_on(reports[node.address]) == []
+        kept = Path(infra_server.log_path).parent / "mlartifacts"
+        assert not list(kept.rglob("*nst-check*"))
+        tracking_server.client().delete_experiment(experiment)
+        try:
+            reports = preflight.look_at_nodes(nodes, None, {})
+        finally:
+            tracking_server.client().restore_experiment(experiment)
+        (problem,) = preflight.problems_on(reports[node.address])
+        assert problem.startswith(
+            f"the artifacts of MLflow at {infra_server.uri}: the experiment 'nst' was del"
+        )
 
     def test_a_training_here_asks_no_node_and_waits_for_none(self, tmp_path: Path) -> None:
         one_cpu = Demand(num_workers=(1, 2), gpus_per_worker=0, cpus_per_worker=0.99)

@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from infra import job_logs, jobs, packaging
+from infra import job_logs, job_recovery, jobs, packaging
+from pipelines import submit_job
+from pipelines.console import StageFailed
 from tests.infra.test_packaging import make_files
 from tests.servers import REPOSITORY, RayCluster, ray_cluster
 
@@ -95,18 +98,39 @@ def test_the_commit_goes_along_and_does_not_make_another_submission(tmp_path: Pa
 def test_which_jobs_were_lost(
     status: str, exit_code: int | None, error_type: str | None, was_lost: bool
 ) -> None:
-    job = jobs.Job(
-        id="nst-train-1",
-        status=status,
-        entrypoint="python",
-        message="",
-        error_type=error_type,
-        driver_exit_code=exit_code,
-        driver_node_id=None,
-        start_time=None,
-        end_time=None,
-    )
-    assert job.was_lost is was_lost
+    assert a_job(status=status, driver_exit_code=exit_code, error_type=error_type).was_lost is was_lost
+
+
+def a_job(**fields) -> jobs.Job:
+    known = {
+        "id": "nst-train-1",
+        "status": "RUNNING",
+        "entrypoint": "python",
+        "message": "",
+        "error_type": None,
+        "driver_exit_code": None,
+        "driver_node_id": None,
+        "start_time": None,
+        "end_time": None,
+    }
+    return jobs.Job(**{**known, **fields})
+
+
+def test_a_job_lost_without_a_word_is_submitted_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lost, done = a_job(status="FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED"), a_job(status="SUCCEEDED")
+    ends, written = iter([lost, done]), []
+    monkeypatch.setattr(job_recovery, "follow", lambda *_: next(ends))
+    monkeypatch.setattr(job_recovery, "wait_until_gone", lambda *_: None)
+    monkeypatch.setattr(job_recovery, "submit", lambda *_: (a_job(), True))
+    client: Any = None
+    with jobs.prepare(["python"], working_dir=str(tmp_path), name="train") as submission:
+        ended = job_recovery.follow_to_the_end(client, submission, lost, written.append, max_resubmissions=1)
+    assert ended == done
+    assert "was lost: the cluster gives no reason; submitting it again, 1 of 1" in written[0]
+    with pytest.raises(StageFailed, match="nst-train-1 failed: the cluster gives no reason"):
+        submit_job._outcome(lost)
 
 
 def test_without_a_cluster_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

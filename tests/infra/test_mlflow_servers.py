@@ -120,8 +120,12 @@ def command_lines(server: MlflowServer) -> list[str]:
 
 def nst(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A verb in a process of its own, where MLflow keeps no client of other credentials."""
+    return python("-m", "pipelines.cli", *arguments, **environment)
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
+        [sys.executable, *arguments],
         cwd=REPOSITORY,
         env={**os.environ, **environment},
         capture_output=True,
@@ -165,6 +169,7 @@ def test_the_registry_outlives_its_server(
 
     with site.server() as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        tracking_server.check_artifacts("nst")
         digests = [version.digest for version in registry.list_versions("served")]
         assert digests == [second.digest, first.digest]
         assert aliases("served") == (2, 1, None)
@@ -182,6 +187,7 @@ def test_the_registry_outlives_its_server(
         monkeypatch.setenv(name, value)
     keys = [found.key for found in storage.list_objects(f"{site.bucket}/mlflow")]
     assert sum(key.endswith("model.safetensors") for key in keys) == 2
+    assert not [key for key in keys if "nst-check" in key]
 
 
 @pytest.mark.faults
@@ -196,6 +202,8 @@ def test_clients_that_go_to_the_bucket_themselves(
         assert kept is not None
         assert kept.artifact_location == "mlflow-artifacts:/7", "the database was brought up to date"
 
+        tracking_server.check_artifacts("nst")
+        assert list(storage.list_objects(site.bucket, include_hidden=True)) == []
         version = register_checkpoint(tiny_checkpoint(tmp_path / "checkpoint"), model_name="direct")
         found = registry.get_version("direct", version)
         assert found.source.startswith(f"{site.bucket}/mlflow/")
@@ -217,6 +225,11 @@ def test_clients_that_go_to_the_bucket_themselves(
             assert "Traceback" not in done.stderr
             shown = done.stdout + done.stderr + Path(server.log_path).read_text()
             assert not [secret for secret in ("a-wrong-secret", *site.secrets()) if secret in shown]
+            probe = "from infra import tracking_server; tracking_server.check_artifacts('nst')"
+            done = python("-c", probe, **environment)
+            assert re.search(f"ValueError: the artifacts of MLflow at .*({expected})", done.stderr), (
+                done.stderr
+            )
 
 
 @pytest.mark.slow

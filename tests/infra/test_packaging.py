@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from infra import packaging
+
+A_FEW_SECRETS = (
+    "server.pem",
+    "trial.env",
+    "credentials.json",
+    "aws_credentials",
+    "inputs/Service-Account.json",
+    "client_secret_12.json",
+    "deploy/id_rsa",
+    "deploy/id_ed25519.pub",
+    "secrets.yaml",
+    "infra/deploy/secrets/ray_token",
+)
 
 
 def make_files(folder: Path, *names: str) -> None:
@@ -33,10 +47,13 @@ def test_a_package_has_the_code_and_no_data_caches_or_secrets(tmp_path: Path) ->
         "painted/_nst/run.json",
         "painted/cat.jpg",
         "inputs/__pycache__/x.pyc",
-        "server.pem",
-        "trial.env",
-        "infra/deploy/secrets/ray_token",
+        "runs/plain/corpora.json",
+        "runs/plain/checkpoint/model.safetensors",
+        "kept/training.safetensors",
+        "report/evaluation.json",
+        "report/report.html",
         "nst.egg-info/PKG-INFO",
+        *A_FEW_SECRETS,
     )
     names = set(packaging.files_to_pack(str(tmp_path)))
     assert {name for name in names if not name.startswith(packaging.OUR_PACKAGES)} == {
@@ -45,6 +62,33 @@ def test_a_package_has_the_code_and_no_data_caches_or_secrets(tmp_path: Path) ->
     }
     assert {"nst/__init__.py", "infra/jobs.py", "pipelines/cli.py"} <= names  # none there, so ours travel
     assert not any("/secrets/" in name for name in names)
+
+
+def test_in_a_work_tree_of_git_what_it_ignores_stays_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_files(
+        tmp_path,
+        *(f"{package}/__init__.py" for package in packaging.OUR_PACKAGES),
+        *("new.txt", "gone.txt", "späße.txt", "scratch/large.bin", "inner/kept.txt", "inner/left.log"),
+        *A_FEW_SECRETS,
+    )
+    (tmp_path / ".gitignore").write_text("scratch/\n")
+    for folder in (tmp_path, tmp_path / "inner"):  # the inner one is a repository of its own
+        subprocess.run(["git", "init", "--quiet", folder], check=True)
+    (tmp_path / "inner" / ".gitignore").write_text("*.log\n")
+    added = ["add", "--force", "gone.txt", *A_FEW_SECRETS]  # even these do not travel
+    subprocess.run(["git", "-C", tmp_path, *added], check=True)
+    (tmp_path / "gone.txt").unlink()
+    code = {f"{package}/__init__.py" for package in packaging.OUR_PACKAGES}
+    kept = code | {"new.txt", "späße.txt", "inner/kept.txt"}
+    assert set(packaging.files_to_pack(str(tmp_path))) == kept
+    # as a whole ignored, and yet asked for
+    names = set(packaging.files_to_pack(str(tmp_path / "scratch")))
+    assert {name for name in names if not name.startswith(packaging.OUR_PACKAGES)} == {"large.bin"}
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    patterns_alone = kept | {"scratch/large.bin", "inner/left.log"}
+    assert set(packaging.files_to_pack(str(tmp_path))) == patterns_alone
 
 
 def test_a_folder_with_our_packages_sends_its_own(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ import psutil
 import pytest
 import ray
 
-from infra import cluster, local_cluster, storage
+from infra import cluster, cluster_nodes, local_cluster, storage
 from infra import s3 as s3_requests
 from infra.cluster_nodes import Demand, living_nodes
 from nst.corpus import Corpus
 from nst.manifest import MANIFEST_NAME, REMEDY
 from pipelines import lineage, preflight
+from pipelines.node_check import Errand, check_versions, versions
 from tests.corpora import make_corpus
 from tests.servers import REPOSITORY, RayCluster, S3Server, ray_cluster
 
@@ -200,6 +201,19 @@ class TestFromHere:
         assert "s3://somebodys-bucket/run gives no answer within 2 s" in line
 
 
+@pytest.mark.parametrize("name", ["Python", "ray", "torch"])
+def test_other_versions_than_the_drivers_are_named(name: str) -> None:
+    here = versions()
+    check_versions(Errand(versions=versions(), code_digest=lineage.code_digest()), here)
+    check_versions(Errand(versions=versions(), code_digest=None), here)  # Ray has brought the code
+    with pytest.raises(
+        ValueError, match=rf"it has {name} 1\.0, the driver \d.*; install the same everywhere"
+    ):
+        check_versions(Errand(versions=versions(), code_digest=None), {**here, name: "1.0"})
+    with pytest.raises(ValueError, match="its code is another than the driver's"):
+        check_versions(Errand(versions=versions(), code_digest="0" * 64), here)
+
+
 class TestRoom:
     @pytest.mark.usefixtures("running")
     def test_what_the_cluster_can_never_have_is_refused_with_the_remedy(
@@ -282,7 +296,19 @@ def test_what_only_one_node_lacks_is_found_there(
     shutil.copytree(corpora["style"].uri, tmp_path / "private" / "style")
     partly = {**corpora, "style": Corpus.open(str(tmp_path / "private" / "style"))}
     bucket = store.create_bucket()
+    place, digests = str(tmp_path / "later"), {each.uri: each.manifest.digest for each in corpora.values()}
+    seen = preflight.check(place, corpora=corpora, demand=ONE_CPU)
+    assert preflight.check_new_nodes(seen, "s3://nobody-asks", {}, demand=ONE_CPU) == seen
     with odd_node(running, code, tmp_path) as address:
+        # one that comes during a training
+        with pytest.raises(
+            ValueError, match=f"^node {address}: its code is another .*everywhere, or let[^;]*$"
+        ):
+            preflight.check_new_nodes(seen, place, digests, demand=ONE_CPU)
+        everyone = {node.node_id for node in cluster_nodes.nodes_for(ONE_CPU)}
+        assert everyone > seen
+        assert preflight.check_new_nodes(everyone, place, digests, demand=ONE_CPU) == everyone
+
         line = refusal(str(tmp_path / "private" / "run"), partly)
         assert line.startswith(f"node {address}: its code is another than the driver's")
         assert f"node {address}: {tmp_path}/private/run is not visible" in line

@@ -14,7 +14,8 @@ from infra.s3_errors import StoreRefuses
 from nst.config import require
 from pipelines import ray_training
 from pipelines.console import StageFailed
-from pipelines.ray_training import Workers, _in_one_line, patiently
+from pipelines.rank_failures import in_one_line
+from pipelines.ray_training import Workers, patiently
 
 
 def failure(function) -> WorkerStatus:
@@ -37,26 +38,26 @@ def lost_connection() -> None:
 def test_a_death_is_named_and_not_its_consequences() -> None:
     death = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
     error = group_error(failure(lost_connection), WorkerStatus(running=False, error=death))
-    assert _in_one_line(error).startswith("worker 1 died: The actor died")
+    assert in_one_line(error).startswith("worker 1 died: The actor died")
 
 
 def test_a_failure_that_nobody_died_of_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _in_one_line(group_error(failure(lost_connection))) == (
+    assert in_one_line(group_error(failure(lost_connection))) == (
         "worker 0 failed: RuntimeError: Connection closed by peer [127.0.0.1]:4711"
     )
     assert ", in lost_connection" in capsys.readouterr().out, "a rank's own log is a file on its node"
-    assert _in_one_line(ControllerError(RuntimeError("no room\nfor 2"))) == "no room for 2"
+    assert in_one_line(ControllerError(RuntimeError("no room\nfor 2"))) == "no room for 2"
 
 
 def test_a_users_mistake_on_a_rank_is_one_here_too() -> None:
     mistake = failure(lambda: require(False, "batch.size must be a multiple of 16, not 17"))
     for statuses in ((mistake, failure(lost_connection)), (failure(lost_connection), mistake)):
         with pytest.raises(ValueError, match=r"^batch\.size must be a multiple of 16, not 17$"):
-            _in_one_line(group_error(*statuses))
+            in_one_line(group_error(*statuses))
 
 
 def test_a_librarys_value_error_is_a_failure() -> None:
-    assert _in_one_line(group_error(failure(lambda: int("seven")))).startswith(
+    assert in_one_line(group_error(failure(lambda: int("seven")))).startswith(
         "worker 0 failed: ValueError: invalid literal"
     )
 
@@ -64,13 +65,13 @@ def test_a_librarys_value_error_is_a_failure() -> None:
 def test_a_store_that_refuses_a_rank_is_tried_again() -> None:
     """The driver has asked it before: it is no mistake in the command, and it may pass."""
     refused = failure(lambda: (_ for _ in ()).throw(StoreRefuses("s3://b/runs: ExpiredToken")))
-    assert _in_one_line(group_error(refused)) == "worker 0 failed: StoreRefuses: s3://b/runs: ExpiredToken"
+    assert in_one_line(group_error(refused)) == "worker 0 failed: StoreRefuses: s3://b/runs: ExpiredToken"
 
 
 def test_what_trying_again_cannot_mend_ends_the_training() -> None:
     hopeless = failure(lambda: (_ for _ in ()).throw(StageFailed("every checkpoint is damaged")))
     with pytest.raises(StageFailed, match="every checkpoint is damaged"):
-        _in_one_line(group_error(hopeless))
+        in_one_line(group_error(hopeless))
 
 
 def test_the_largest_size_that_has_room_is_taken() -> None:

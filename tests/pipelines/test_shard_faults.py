@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
-from infra import storage
+from infra import local_cluster, storage
 from nst.corpus import Corpus
 from tests.bad_images import encoded, picture
 from tests.fault_proxy import Fault, Request, fault_proxy, seeded
@@ -292,21 +291,17 @@ def test_a_killed_node_costs_nothing(
     corpus = tmp_path / "corpus"
     run = start(source, corpus, "--workers", 4, **nodes.environment)
     when = kill.wait(run, corpus, new)
-    busy: list[list[psutil.Process]] = []
+    busy: list[local_cluster.Node] = []
 
     def find_busy() -> bool:
-        for process_id in nodes.process_ids:
-            family = [psutil.Process(process_id), *psutil.Process(process_id).children(recursive=True)]
-            if any("write_one" in command_line(process) for process in family):
-                busy.append(family)
+        for node in nodes.workers:
+            if any("write_one" in command_line(process) for process in local_cluster.processes_of(node)):
+                busy.append(node)
         return bool(busy)
 
     wait_until(find_busy, "no node writes a shard")
-    nodes.process_ids.remove(busy[0][0].pid)
-    for process in busy[0]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    print(f"SIGKILL of a node's {len(busy[0])} processes {when}")
+    nodes.kill_node(busy[0])
+    print(f"SIGKILL of all processes of {busy[0].address} {when}")
     result = run.result()
     assert result["num_samples"] == 520
     assert bytes_below(corpus) == new.after

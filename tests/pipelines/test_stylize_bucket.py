@@ -25,6 +25,7 @@ from PIL import ExifTags, Image
 from sklearn.datasets import load_sample_images
 
 from infra import registry, storage
+from infra.local_cluster import processes_of
 from pipelines import actor_pool
 from pipelines.actor_pool import MAX_TRIES, ActorPool, Outcome, WorkersKeepDying
 from pipelines.registration import register_checkpoint
@@ -590,11 +591,11 @@ def test_a_node_that_joins_gets_work(model: str, styles: Path, tmp_path: Path) -
 
 def workers_of(cluster: RayCluster) -> list[psutil.Process]:
     found = []
-    for process_id in cluster.process_ids:
-        for child in psutil.Process(process_id).children(recursive=True):
+    for node in cluster.workers:
+        for process in processes_of(node):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if "StylizeWorker" in " ".join(child.cmdline()):
-                    found.append(child)
+                if "StylizeWorker" in " ".join(process.cmdline()):
+                    found.append(process)
     return found
 
 

@@ -76,7 +76,7 @@ def test_how_it_ended_is_told(
         num_threads=1,
     )
     with pytest.raises(type(error)):
-        train_gan.run_training(training, claim, run, settings, WORKERS, "nst")
+        train_gan.run_training(training, claim, run, settings, WORKERS, lambda: None, "nst")
     assert MlflowClient().get_run(run.run_id).info.status == status
     record = json.loads((Path(training.uri) / RECORD_FILE).read_text())
     assert record["status"] == (status if store_answers else "RUNNING")
