@@ -13,6 +13,7 @@ tag `history` says the same to people, and to `verify_history`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import getpass
@@ -31,11 +32,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from infra import registry, tracking_server
+from infra.printable import printable
 from infra.registry import RegisteredVersion
 
 EXPERIMENT = "nst-promotions"
 HISTORY_TAG = "history"
-MAX_EVENT_CHARACTERS = 6000  # MLflow cuts a parameter there, and says nothing
+# MLflow cuts a parameter at 6000 characters, and says nothing; of an event the rest takes less than 1000.
+MAX_GROUNDS_CHARACTERS = 5000
+MAX_WHO_CHARACTERS = 100
 ENTRY = re.compile(r"(event|outcome)-(\d{6,})")
 
 Kind = Literal["promote", "rollback"]
@@ -43,12 +47,17 @@ Outcome = Literal["done", "not done"]
 Status = Literal["done", "begun", "not done"]
 
 
+class Overtaken(OSError):
+    """Somebody else moves the champion, or has moved it meanwhile: nothing is wrong, try again."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grounds:
     """Why a version becomes the champion.
 
     Args:
-        findings: one line a rule of the gate.
+        is_forced: something stood against it, or was not looked at.
+        findings: one line each: "ok", "NO" or "--" (not checked), and what.
         figures: the means that the gate looked at.
         evaluation: digest of the evaluation that counted.
         evaluation_set: digest of what it was measured on.
@@ -103,16 +112,13 @@ class Event:
 
 
 def events(name: str) -> list[Event]:
-    """The events of the model `name` that are there, the oldest first.
-
-    Raises:
-        OSError: one cannot be read: it was altered.
-    """
-    run = history_run(name)
-    if run is None:
-        return []
-    params = run.data.params
-    return [read_event(run, number) for number in entry_numbers(run) if event_key(number) in params]
+    """The events of the model `name` that can be read, the oldest first."""
+    found: list[Event] = []
+    if (run := history_run(name)) is not None:
+        for number in entry_numbers(run):
+            with contextlib.suppress(OSError):
+                found.append(read_event(run, number))
+    return found
 
 
 def history_run(name: str) -> Run | None:
@@ -184,6 +190,16 @@ def read_event(run: Run, number: int) -> Event:
         raise OSError(f"event {number} in run {run.info.run_id} cannot be read ({error})") from error
 
 
+def check_length(grounds: Grounds) -> None:
+    """Raises ValueError if an event cannot hold so much."""
+    length = len(_json(dataclasses.asdict(grounds)))
+    if length > MAX_GROUNDS_CHARACTERS:
+        raise ValueError(
+            f"reason and findings have {length} characters and an event keeps {MAX_GROUNDS_CHARACTERS}; "
+            f"shorten the reason, or use a gate of fewer rules than {len(grounds.findings)}"
+        )
+
+
 def append(
     name: str,
     *,
@@ -197,7 +213,8 @@ def append(
     """Writes the event that follows the one with the number and digest `after` ((0, "") at first).
 
     Raises:
-        ValueError: another event has that number already, the event is too long, or the history was deleted.
+        Overtaken: another event has that number already.
+        ValueError: the history was deleted.
     """
     sequence = after[0] + 1
     body = {
@@ -214,16 +231,11 @@ def append(
         "attempt": secrets.token_hex(8),
         "previous_digest": after[1],
     }
-    text = json.dumps(body, sort_keys=True)
-    if len(text) > MAX_EVENT_CHARACTERS:
-        raise ValueError(
-            f"the event has {len(text)} characters and a history keeps {MAX_EVENT_CHARACTERS}; "
-            f"shorten the reason, or use fewer rules than the gate's {len(grounds.findings)}"
-        )
+    text = _json(body)
     client = tracking_server.client()
     run_id = _ensure_history(client, name)
     if not _write_once(client, run_id, event_key(sequence), text):
-        raise ValueError(under_way(read_event(client.get_run(run_id), sequence)))
+        raise Overtaken(under_way(read_event(client.get_run(run_id), sequence)))
     return read_event(client.get_run(run_id), sequence)
 
 
@@ -322,9 +334,15 @@ def _digest_of(text: str, status: str) -> str:
     return hashlib.sha256(f"{text}\n{status}".encode()).hexdigest()
 
 
+def _json(values: Mapping[str, Any]) -> str:
+    # Escapes would make a reason in Cyrillic six times as long.
+    return json.dumps(values, sort_keys=True, ensure_ascii=False)
+
+
 def _who() -> str:
+    """A note, and no proof of identity: the name comes from the environment (LOGNAME)."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         user = f"uid-{os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+    return printable(f"{user}@{socket.gethostname()}")[:MAX_WHO_CHARACTERS]

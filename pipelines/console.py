@@ -19,6 +19,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
+from infra.printable import printable
+
 PACKAGES = tuple(f"{Path(__file__).parent.parent / name}{os.sep}" for name in ("nst", "infra", "pipelines"))
 
 JSON_WANTED = "nst_json"
@@ -85,7 +87,7 @@ class Stage(click.Command):
                 "error": f"{error}" if exit_code == EXIT_USER_MISTAKE else f"{type(error).__name__}: {error}"
             }
         if "error" in result:
-            click.echo(f"nst {self.name}: {result['error']}", err=True)
+            click.echo(f"nst {self.name}: {printable(result['error'])}", err=True)
         if ctx.meta.get(JSON_WANTED):
             click.echo(json.dumps({**result, "exit_code": exit_code}, default=str))
             sys.stdout = (

@@ -70,6 +70,12 @@ class Finding:
         return self.excess.high <= 0 if self.rule.is_maximum else self.excess.low >= 0
 
     def __str__(self) -> str:
+        why = "" if self.passed or self.excess is None or not self.rule.why else f" - {self.rule.why}"
+        return self.comparison + why
+
+    @property
+    def comparison(self) -> str:
+        """The figures and what they amount to; what the rule is good for stands in the gate's file."""
         rule, excess = self.rule, self.excess
         if math.isnan(self.value):
             return f"{rule.measure} was not measured"
@@ -81,17 +87,15 @@ class Finding:
         if rule.limit in FACTOR:
             text += f" ({rule.number:g} times {other})"
         elif rule.limit in OFFSET:
-            text += f" ({rule.number:g} more than {other})"
+            text += f" ({abs(rule.number):g} {'less' if rule.number < 0 else 'more'} than {other})"
         if self.passed:
             return text
         if excess.mean > 0 if rule.is_maximum else excess.mean < 0:
-            text += f": {abs(excess.mean):.3f} too {'high' if rule.is_maximum else 'low'}"
-        else:
-            text += (
-                f": it is, but {self.num_pairs} pairs leave room for {excess.low:+.3f} to {excess.high:+.3f} "
-                "of that; measure more pairs"
-            )
-        return text + (f" - {rule.why}" if rule.why else "")
+            return text + f": {abs(excess.mean):.3f} too {'high' if rule.is_maximum else 'low'}"
+        return text + (
+            f": it is, but {self.num_pairs} pairs leave room for {excess.low:+.3f} to {excess.high:+.3f} "
+            "of that; measure more pairs"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +110,9 @@ class Gate:
     rules: tuple[Rule, ...]
 
     @property
-    def compares_with_champion(self) -> bool:
-        return any(rule.than == CHAMPION for rule in self.rules)
+    def champion_measures(self) -> list[str]:
+        """The measures that are held against the champion's."""
+        return [rule.measure for rule in self.rules if rule.than == CHAMPION]
 
     def check(self, evaluation: Evaluation, champion: Evaluation | None) -> list[Finding]:
         """One finding a rule, in the file's order; rules about the champion only where there is one.

@@ -109,7 +109,7 @@ def version_facts(version: RegisteredVersion, *, num_buckets: int = 20) -> Versi
     else:
         without = RUN_DELETED if run is None else "none: a checkpoint was registered without its run"
     evaluation, without_evaluation = _evaluation_of(version, is_run_gone=run is None)
-    events, without_promotions = _promotions_of(version)
+    events = _promotions_of(version)
     buckets, num_more = _buckets_of(version, num_buckets) if num_buckets else ([], 0)
     return VersionFacts(
         model=version.name,
@@ -123,7 +123,7 @@ def version_facts(version: RegisteredVersion, *, num_buckets: int = 20) -> Versi
         evaluation=evaluation,
         without_evaluation=without_evaluation,
         promotions=events,
-        without_promotions=without_promotions,
+        without_promotions="" if events else "it was never the champion",
         buckets=buckets,
         num_more_buckets=num_more,
     )
@@ -220,14 +220,10 @@ def _evaluation_of(version: RegisteredVersion, *, is_run_gone: bool) -> tuple[Ev
     return facts, ""
 
 
-def _promotions_of(version: RegisteredVersion) -> tuple[list[Event], str]:
+def _promotions_of(version: RegisteredVersion) -> list[Event]:
     """The events that made the version the champion, or another in its place."""
-    try:
-        events = promotions.events(version.name)
-    except OSError as error:
-        return [], str(error)
-    found = [event for event in events if version.version in (event.from_version, event.to_version)]
-    return found, "" if found else "it was never the champion"
+    events = promotions.events(version.name)
+    return [event for event in events if version.version in (event.from_version, event.to_version)]
 
 
 def _buckets_of(version: RegisteredVersion, limit: int) -> tuple[list[BucketFacts], int]:

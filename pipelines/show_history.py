@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from infra import places, promotions, registry, tracking_server
+from infra.printable import printable
 from infra.promotions import Event
 from pipelines import lineage_facts, lineage_tree
 from pipelines.console import Stage, StageFailed, say
@@ -18,6 +21,7 @@ from pipelines.tree import Node, draw
 
 MAX_WIDTH = 120
 SHOWN = ("style_distance", "content_distance")  # --json has all
+DIGEST = re.compile("[0-9a-fA-F]{64}")
 COLUMNS = ("#", "when (UTC)", "what", "version", "who", "figures", "reason")
 
 
@@ -26,24 +30,41 @@ COLUMNS = ("#", "when (UTC)", "what", "version", "who", "figures", "reason")
 @click.option(
     "--version", type=click.IntRange(min=1), metavar="N", help="Everything about one version, as a tree."
 )
+@click.option(
+    "--expect",
+    metavar="DIGEST",
+    help="Fail unless the history holds the event with this digest, kept elsewhere.",
+)
 @model_option
-def history(place: str | None, version: int | None, model_name: str) -> dict[str, Any]:
+def history(place: str | None, version: int | None, expect: str | None, model_name: str) -> dict[str, Any]:
     """Who made which version the champion, when, why, with which figures.
 
     With --version: where that version comes from (training run, corpora, code, settings) and where it went
     (evaluation, promotions, stylized buckets). With PLACE, a stylized folder or prefix: which version made
     it, and where that comes from; PLACE may also be a corpus: what was trained on it.
 
-    Exit code 1: the history was altered, the champion was moved by hand, or a bucket was made by another
-    model than the registry has under that version.
+    The last line is the head: number and digest of the newest event. A digest that you keep elsewhere (in a
+    release note, a CI variable) and give to --expect shows a history that was replaced as a whole, which
+    adds up by itself.
+
+    Exit code 1: the history (of the model that is asked for, or that PLACE has to do with) was altered, the
+    champion was moved by hand, the event of --expect is not there, or a bucket was made by another model
+    than the registry has under that version.
 
     \b
     Examples:
       nst history
       nst history --version 3
+      nst history --expect "$CHAMPION_EVENT"
       nst history s3://painted/2024
       nst history corpora/style --json
     """
+    if expect is not None and (place is not None or version is not None):
+        raise ValueError("--expect asks for the history of a model; leave PLACE and --version away")
+    if expect is not None and not DIGEST.fullmatch(expect):
+        raise ValueError(
+            f"--expect {expect}: give the 64 hexadecimal digits that promote, rollback or history printed"
+        )
     if place is not None:
         if version is not None:
             raise ValueError(f"{place} and --version {version} are two questions; ask one of them")
@@ -52,8 +73,20 @@ def history(place: str | None, version: int | None, model_name: str) -> dict[str
     if version is not None:
         facts = lineage_facts.version_facts(registry.get_version(model_name, version))
         _show(lineage_tree.version_tree(facts))
-        return dataclasses.asdict(facts)
-    return _of_model(model_name)
+        return _sound([model_name], dataclasses.asdict(facts))
+    return _of_model(model_name, expect)
+
+
+def _sound(model_names: Iterable[str], result: dict[str, Any]) -> dict[str, Any]:
+    """`result`, if the histories of these models add up.
+
+    Raises:
+        StageFailed: one does not.
+    """
+    for name in sorted(set(model_names)):
+        if problems := promotions.verify_history(name):
+            raise StageFailed(_does_not_add_up(name, problems), {**result, "problems": problems})
+    return result
 
 
 def _of_place(uri: str) -> dict[str, Any]:
@@ -64,7 +97,7 @@ def _of_place(uri: str) -> dict[str, Any]:
         result = {"bucket": dataclasses.asdict(origin)}
         if origin.problem:
             raise StageFailed(f"{uri}: {origin.problem}", result)
-        return result
+        return _sound([origin.version.model] if origin.version else [], result)
     use = lineage_facts.corpus_use(uri)
     if use is None:
         raise ValueError(
@@ -72,7 +105,10 @@ def _of_place(uri: str) -> dict[str, Any]:
             "give the OUT of `nst stylize` or the CORPUS of `nst shard`"
         )
     _show(lineage_tree.corpus_tree(use))
-    return {"corpus": dataclasses.asdict(use)}
+    versions = [version for trained in use.trainings for version in trained.versions]
+    return _sound(
+        [registry.resolve(version).name for version in versions], {"corpus": dataclasses.asdict(use)}
+    )
 
 
 def _show(tree: Node) -> None:
@@ -81,14 +117,12 @@ def _show(tree: Node) -> None:
         say(line)
 
 
-def _of_model(model_name: str) -> dict[str, Any]:
+def _of_model(model_name: str, expect: str | None) -> dict[str, Any]:
     """The promotions of a model, as a table."""
     registry.list_versions(model_name)  # says so if there is no such model
     problems = promotions.verify_history(model_name)
-    try:
-        events = promotions.events(model_name)
-    except OSError as error:  # told among the problems, with what else is wrong
-        raise StageFailed(_does_not_add_up(model_name, problems), {"problems": problems}) from error
+    events = promotions.events(model_name)
+    head = promotions.last_concluded(events)
     if events:
         _print_table([_row(event) for event in events])
     else:
@@ -96,10 +130,19 @@ def _of_model(model_name: str) -> dict[str, Any]:
     result = {
         "model": model_name,
         "events": [dataclasses.asdict(event) for event in events],
+        "head": head and head.digest,
         "problems": problems,
     }
+    if head is not None:
+        say(f"head: event {head.sequence}, digest {head.digest}")
     if problems:
         raise StageFailed(_does_not_add_up(model_name, problems), result)
+    if expect is not None and expect.lower() not in (event.digest for event in events):
+        raise StageFailed(
+            f"the history of {model_name} has no event with the digest {expect}: it is another history than "
+            "the one that digest was taken from",
+            result,
+        )
     return result
 
 
@@ -126,7 +169,7 @@ def _row(event: Event) -> tuple[str, ...]:
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
-    lines = [COLUMNS, *rows]
+    lines = [COLUMNS, *(tuple(map(printable, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     for line in lines:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

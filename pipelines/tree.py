@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 import click
 
+from infra.printable import printable
+
 MIN_WIDTH = 40  # of a value, however deep it stands
 
 
@@ -56,8 +58,12 @@ def _drawn(node: Node, first: str, rest: str, width: int, is_styled: bool) -> li
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of `text`. A no-break space keeps two words together and is shown as a space."""
+    """Lines of `text`, made printable. A no-break space keeps two words together and is shown as a space."""
     lines = textwrap.wrap(
-        text, max(MIN_WIDTH, width), break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+        printable(text),
+        max(MIN_WIDTH, width),
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
     )
     return [line.replace("\u00a0", " ") for line in lines] or [""]

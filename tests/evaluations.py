@@ -31,6 +31,10 @@ BAD_MODELS = {
         (0.000, 1.000, 0.162, 0.712, -0.111, 0.000, 0.035),
         {"style_distance", "style_sensitivity"},
     ),
+    "moves all of the colours": (
+        (0.029, 0.887, 0.080, 0.400, -0.110, 0.125, 0.034),
+        {"edge_ssim"},
+    ),
     "moves the colours": ((0.011, 0.897, 0.118, 0.541, -0.111, 0.125, 0.034), {"style_distance"}),
     "copies the style": (
         (0.997, 0.195, 0.000, 0.000, -0.071, 0.208, 1.000),

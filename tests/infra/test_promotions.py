@@ -52,7 +52,11 @@ def test_what_a_history_does_not_take_moves_nothing(model: str) -> None:
         (1, Grounds(), "is the champion already"),
         (9, Grounds(), "no version 9; the newest are: 3, 2, 1"),
         (2, Grounds(reason="x" * 501), "501 characters"),
-        (2, Grounds(findings=("x" * 100,) * 60), r"characters and a history keeps 6000.*the gate's 60"),
+        (
+            2,
+            Grounds(findings=("x" * 100,) * 60),
+            r"characters and an event keeps 5000; .* fewer rules than 60",
+        ),
     ):
         with pytest.raises(ValueError, match=expected):
             move_champion(model, version, kind="promote", grounds=grounds)
@@ -144,7 +148,11 @@ def test_a_model_that_is_made_anew_keeps_its_history(model: str) -> None:
     ]
     with pytest.raises(ValueError, match="/1 is not the model that was the champion"):
         roll_back(model)
-    promote(model, 1)
+    with pytest.raises(
+        OSError, match=r"does not add up: the model's tag 'history' says None, .* more: `nst hist"
+    ):
+        promote(model, 1)
+    move_champion(model, 1, kind="promote", grounds=Grounds(reason="made anew"), force=True)
     client.set_registered_model_tag(model, "history", run_id)
     assert verify_history(model) == []
 
@@ -270,9 +278,17 @@ def test_tampering_shows(promoted_model: str, what: str, mlflow_database: Path) 
         connection.commit()
         problems = verify_history(promoted_model)
         assert any(re.match(expected, problem) for problem in problems), problems
-        with contextlib.suppress(OSError):
-            promotions.repair(promoted_model)
+        promotions.repair(promoted_model)
         assert verify_history(promoted_model) == problems, "no other command hides it"
+        if "moved by hand" in expected:
+            return
+        before = promotions.events(promoted_model)
+        for move in (lambda: promote(promoted_model, 4), lambda: roll_back(promoted_model)):
+            with pytest.raises(
+                (OSError, ValueError), match=r"does not add up|nothing before|nothing was prom"
+            ):
+                move()
+        assert promotions.events(promoted_model) == before
 
 
 def test_a_gap_stays_visible(model: str, mlflow_database: Path) -> None:
@@ -280,9 +296,22 @@ def test_a_gap_stays_visible(model: str, mlflow_database: Path) -> None:
     run_id = promotions.events(model)[0].run_id
     with contextlib.closing(sqlite3.connect(mlflow_database)) as connection, connection:
         connection.execute("DELETE FROM params WHERE run_uuid = ? AND key LIKE '%-000003'", (run_id,))
-    promote(model, 1)
-    promote(model, 3)
-    assert verify_history(model) == ["1 event(s) after event 2 are missing"]
+    problem = (
+        "version 3 was promoted by event 3, but the history has not that event: it was altered or removed"
+    )
+    assert promotions.doubts(model) == [problem]
+    forced = move_champion(model, 1, kind="promote", grounds=Grounds(reason="known"), force=True)
+    assert (forced.sequence, forced.grounds.is_forced, forced.grounds.findings) == (
+        4,
+        True,
+        (f"NO {problem}",),
+    )
+    gap = "1 event(s) after event 2 are missing"
+    with pytest.raises(OSError, match=re.escape(gap)):  # which nobody knew of yet
+        promote(model, 3)
+    move_champion(model, 3, kind="promote", grounds=Grounds(reason="known"), force=True)
+    promote(model, 2)  # what a forced move took upon itself needs no force again
+    assert verify_history(model) == [gap]
 
 
 def test_a_deleted_history_is_written_to_again_only_when_restored(model: str) -> None:
@@ -291,7 +320,9 @@ def test_a_deleted_history_is_written_to_again_only_when_restored(model: str) ->
     client = tracking_server.client()
     client.delete_run(run_id)
     for move in (lambda: promote(model, 3), lambda: roll_back(model)):
-        with pytest.raises(ValueError, match=f"was deleted: run `mlflow runs restore --run-id {run_id}`"):
+        with pytest.raises(
+            OSError, match=f"was deleted: restore it with `mlflow runs restore --run-id {run_id}`"
+        ):
             move()
     assert aliases(model) == (2, 1, None)
     client.restore_run(run_id)

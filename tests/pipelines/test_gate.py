@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.gate import load_gate
-from tests.evaluations import BAD_MODELS, GOOD, evaluation_of
+from tests.evaluations import BAD_MODELS, GOOD, MEASURES, evaluation_of
 
 
 @pytest.mark.parametrize("name", BAD_MODELS)
@@ -34,6 +34,27 @@ def test_it_compares_with_the_champion() -> None:
         "- not clearly further from the style than the version in use"
     )
     assert all(f.passed for f in gate.check(evaluation_of(better), evaluation_of(worse)))
+    # Nearer to the style, and paid for with this; each within what the rules without a champion allow.
+    for measure, figure, expected in (
+        ("edge_ssim", 0.500, "edge_ssim is 0.500, must be at least 0.550 (0.05 less than the champion)"),
+        ("checkerboard", 0.200, "checkerboard is 0.200, must be at most 0.100 (0.15 more than the champion)"),
+        (
+            "style_sensitivity",
+            0.080,
+            "style_sensitivity is 0.080, must be at least 0.096 (0.8 times the champion)",
+        ),
+        (
+            "structure_copied",
+            0.120,
+            "structure_copied is 0.120, must be at most 0.084 (0.05 more than the champion)",
+        ),
+    ):
+        means = [*GOOD[:2], 0.05, *GOOD[3:]]
+        means[MEASURES.index(measure)] = figure
+        candidate = evaluation_of(tuple(means))
+        assert all(f.passed for f in gate.check(candidate, None)), measure
+        (failed,) = [f for f in gate.check(candidate, evaluation_of(GOOD)) if not f.passed]
+        assert failed.comparison.startswith(expected)
     with pytest.raises(ValueError, match=r"different sets \(seed 0 and 1\); evaluate both"):
         gate.check(evaluation_of(GOOD), evaluation_of(GOOD, seed=1))
     with pytest.raises(ValueError, match=r"has 3 pairs and gate\.toml asks for 8"):
