@@ -78,12 +78,12 @@ def train_judge(artists_uri: str, chosen: EvaluationSet, *, num_steps: int = NUM
         ValueError: no corpus; its labels and those of the style pictures have too little in common.
     """
     corpus = open_corpus(artists_uri)
-    works = _other_works(corpus, chosen.references)
+    works = _other_works(corpus, chosen.style_references)
     labels = corpus.labels[works].astype(np.int64)
     seen, kept = split_works(labels)
     gallery_labels = labels[kept]
     known = {corpus.label_names[label]: int(label) for label in np.unique(gallery_labels)}
-    wanted = [reference.label for reference in chosen.references]
+    wanted = [reference.label for reference in chosen.style_references]
     artists = np.array([known.get(label, -1) for label in wanted])
     if not (artists >= 0).any():
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from infra import evaluations, places, registry, storage
+from infra.registry import RegisteredVersion
 from nst.checkpoint import read_config
 from nst.intervals import summarize
 from nst.metrics import MIN_SIDE, STRIDE
@@ -27,6 +28,7 @@ from pipelines.measure_models import Measured, baseline_method, measure, model_m
 from pipelines.measures import BASELINE_TITLES, MEASURES, Summary
 from pipelines.models import ResolvedModel, resolve_model
 from pipelines.published_set import MANIFEST_NAME, publish_set, read_set
+from pipelines.seen_pictures import seen_pictures, unknown
 from pipelines.training_record import code_version
 
 MIN_SIZE = MIN_SIDE + STRIDE  # px; a picture is also moved by a few
@@ -93,9 +95,11 @@ def evaluate(
     chosen = _evaluation_set(set_uri, content_uri, style_uri, pairs, size, seed)
     if len(chosen) < (pairs or NUM_PAIRS) and set_uri is None:
         say(f"there are only {len(chosen)} different pairs; all of them are measured")
+    versions = [_version_of(name, one) for name, one in zip(names, resolved, strict=True)]
+    seen = [_seen(version, chosen) for version in versions]
     judge = train_judge(artists_uri, chosen) if artists_uri else None
     sources = {"Contents": content_uri, "Styles": style_uri, "Pairs kept at": set_uri, "Artists": artists_uri}
-    evaluation = _measured(chosen, resolved, vgg, judge, _facts(sources, judge))
+    evaluation = _measured(chosen, resolved, seen, vgg, judge, _facts(sources, judge))
     _print_table(evaluation)
     files = report_files(evaluation)
     for name, data in files.items():
@@ -103,8 +107,8 @@ def evaluate(
     report = places.join(report_uri, "report.html")
     say(f"report    {report}")
     recorded = [
-        _record(name, one, evaluation.kept(found), files)
-        for name, one, found in zip(names, resolved, evaluation.models, strict=True)
+        _record(version, evaluation.kept(found), files)
+        for version, found in zip(versions, evaluation.models, strict=True)
     ]
     return _result(evaluation, resolved, report, recorded)
 
@@ -190,6 +194,7 @@ def _check_published(
 def _measured(
     chosen: EvaluationSet,
     resolved: Sequence[ResolvedModel],
+    seen: Sequence[Mapping[str, Any]],
     vgg: VGGFeatures | None,
     judge: ArtistJudge | None,
     facts: Mapping[str, object],
@@ -207,7 +212,7 @@ def _measured(
             name: summary(measure(chosen, baseline_method(name), progress, vgg=vgg, judge=judge))
             for name in BASELINE_TITLES
         }
-        for letter, one in zip(LETTERS, resolved, strict=False):
+        for letter, one, seen_of_it in zip(LETTERS, resolved, seen, strict=False):
             stylizer = Stylizer.load(one.checkpoint_dir)
             measured = measure(chosen, model_method(stylizer), progress, vgg=vgg, judge=judge)
             models.append(
@@ -219,6 +224,7 @@ def _measured(
                     num_parameters=num_parameters(stylizer.generator),
                     measures=summary(measured),
                     pictures=measured.pictures,
+                    seen=seen_of_it,
                 )
             )
     identity = chosen.identity()
@@ -250,18 +256,39 @@ def _facts(sources: Mapping[str, str | None], judge: ArtistJudge | None) -> dict
     return facts
 
 
-def _record(
-    model: str, resolved: ResolvedModel, kept: Mapping[str, Any], files: Mapping[str, bytes]
-) -> str | None:
-    """Keeps figures and report with the registered version; None for a model that is not registered."""
+def _version_of(name: str, resolved: ResolvedModel) -> RegisteredVersion | None:
+    """None for a model that is not registered."""
     if resolved.version is None:
         return None
-    name = re.match(r"models:/([^/@]+)", model)
-    assert name is not None, model
-    evaluations.record_evaluation(name[1], resolved.version, kept, files=files)
-    recorded = f"models:/{name[1]}/{resolved.version}"
-    say(f"kept with {recorded}")
-    return recorded
+    match = re.match(r"models:/([^/@]+)", name)
+    assert match is not None, name
+    return registry.get_version(match[1], resolved.version)
+
+
+def _seen(version: RegisteredVersion | None, chosen: EvaluationSet) -> dict[str, Any]:
+    """Which of the pictures it was trained on; what is to be said of it is said."""
+    if version is None:
+        return unknown("it is not registered")
+    seen = seen_pictures(version, chosen)
+    if seen["unknown"]:
+        say(f"whether {version} was trained on these pictures cannot be told: {seen['unknown']}")
+    elif seen["pictures"]:
+        say(
+            f"{version} was trained on {seen['content']} of these contents and {seen['style']} of these "
+            f"styles ({seen['pictures'][0]})"
+        )
+    return seen
+
+
+def _record(
+    version: RegisteredVersion | None, kept: Mapping[str, Any], files: Mapping[str, bytes]
+) -> str | None:
+    """Keeps figures and report with the registered version; None for a model that is not registered."""
+    if version is None:
+        return None
+    evaluations.record_evaluation(version.name, version.version, kept, files=files)
+    say(f"kept with {version}")
+    return str(version)
 
 
 def _result(

@@ -14,7 +14,8 @@ from pipelines.measures import BASELINE_TITLES, Summary
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """One model: `title` is short, for columns and plots; `pictures` are uint8 [N, 3, H, W], a pair each."""
+    """One model: `title` is short, for columns and plots; `pictures` are uint8 [N, 3, H, W], a pair each;
+    `seen` says which of the set's pictures it was trained on, as `pipelines.seen_pictures` tells it."""
 
     title: str
     name: str
@@ -23,6 +24,7 @@ class EvaluatedModel:
     num_parameters: int
     measures: Summary
     pictures: Tensor
+    seen: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class Evaluation:
             "pairs": self.chosen.pairs(),
             "evaluation_set": dict(self.identity),
             "model_digest": model.digest,
+            "seen": dict(model.seen),
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -61,7 +64,12 @@ class Evaluation:
         values = self.kept(self.models[0])
         if len(self.models) > 1:
             values["models"] = [
-                {"model": model.name, "model_digest": model.digest, "measures": model.measures}
+                {
+                    "model": model.name,
+                    "model_digest": model.digest,
+                    "measures": model.measures,
+                    "seen": dict(model.seen),
+                }
                 for model in self.models
             ]
         return values

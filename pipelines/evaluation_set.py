@@ -16,7 +16,7 @@ from torch import Tensor
 from infra import places, storage
 from nst.corpus import Corpus
 from nst.grids import square
-from nst.images import SUFFIXES, ImageError, open_image, over_white
+from nst.images import SUFFIXES, ImageError, difference_hash, open_image, over_white
 from nst.manifest import MANIFEST_NAME
 from nst.near_duplicates import near_hash
 from nst.planning import NO_LABEL
@@ -37,12 +37,14 @@ class PictureSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What tells a style picture from others: its label, and the hashes of the file that it came from
-    (`near_hash` None: it is too flat to have one)."""
+    """What tells a picture from others: its label, and the hashes of the file that it came from: of its
+    bytes, and of its looks as `nst.near_duplicates` (None: it is too flat to have one) and as
+    `nst.images.difference_hash` (16 hex digits) take them."""
 
     label: str
     sha256: str
     near_hash: int | None
+    phash: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,8 @@ class EvaluationSet:
     style: Tensor
     content_names: list[str]
     style_names: list[str]
-    references: list[Reference]
+    content_references: list[Reference]
+    style_references: list[Reference]
     content_digest: str
     style_digest: str
     num_contents: int
@@ -163,13 +166,15 @@ def make_evaluation_set(
     pairs = choose_pairs(len(content.names), len(style.names), num_pairs, seed)
     contents = {index: _load(content, index, size) for index, _ in pairs}
     styles = {index: _load(style, index, size) for _, index in pairs}
-    references = {index: _reference(style, index) for index in styles}
+    content_references = {index: _reference(content, index) for index in contents}
+    style_references = {index: _reference(style, index) for index in styles}
     return EvaluationSet(
         content=torch.stack([contents[index] for index, _ in pairs]),
         style=torch.stack([styles[index] for _, index in pairs]),
         content_names=[content.names[index] for index, _ in pairs],
         style_names=[style.names[index] for _, index in pairs],
-        references=[references[index] for _, index in pairs],
+        content_references=[content_references[index] for index, _ in pairs],
+        style_references=[style_references[index] for _, index in pairs],
         content_digest=content.digest,
         style_digest=style.digest,
         num_contents=len(content.names),
@@ -195,6 +200,10 @@ def _load(source: PictureSource, index: int, size: int) -> Tensor:
 
 def _reference(source: PictureSource, index: int) -> Reference:
     data = source.read(index)
+    opened = open_image(data)
     return Reference(
-        label=source.labels[index], sha256=hashlib.sha256(data).hexdigest(), near_hash=near_hash(data)
+        label=source.labels[index],
+        sha256=hashlib.sha256(data).hexdigest(),
+        near_hash=near_hash(data),
+        phash=difference_hash(over_white(opened.rgb, opened.alpha)),
     )

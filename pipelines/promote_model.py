@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from infra import evaluations, promotions, registry, tracking_server, training_runs
+from infra import evaluations, promotions, registry, tracking_server
 from infra.promotions import Grounds
 from infra.registry import RegisteredVersion
 from pipelines.console import GateRefused, Stage, say
@@ -126,19 +126,30 @@ def _evaluation_of(version: RegisteredVersion, gate: Gate) -> dict[str, Any]:
     if found["model_digest"] != version.digest:
         raise ValueError(f"the evaluation recorded for {version} is of another model; evaluate it again")
     if gate.held_out:
-        _require_unseen(version, found["evaluation_set"])
+        _require_unseen(version, found)
     return found
 
 
-def _require_unseen(version: RegisteredVersion, evaluation_set: Mapping[str, Any]) -> None:
-    """Raises ValueError if the pictures measured on are those of a corpus that the version was trained on."""
-    run = training_runs.find_run(version.run_id) if version.run_id else None
-    for corpus in run.corpora if run else ():
-        if corpus.digest in (evaluation_set["content_digest"], evaluation_set["style_digest"]):
-            raise ValueError(
-                f"{version} was evaluated on {corpus.uri}, which it was trained on; evaluate it on pictures "
-                "that it never saw, or write held_out = false into a gate of your own"
-            )
+def _require_unseen(version: RegisteredVersion, evaluation: Mapping[str, Any]) -> None:
+    """Raises ValueError if the version was trained on pictures that it was measured on, or if that cannot be
+    told."""
+    seen = evaluation.get("seen")
+    if seen is None:
+        raise ValueError(
+            f"the evaluation of {version} does not say what it was trained on; evaluate it again"
+        )
+    if seen["unknown"]:
+        raise ValueError(
+            f"it cannot be told whether {version} was trained on the pictures that it was evaluated on: "
+            f"{seen['unknown']}; evaluate it where the corpora of its training can be read, or write "
+            "held_out = false into a gate of your own"
+        )
+    if seen["pictures"]:
+        raise ValueError(
+            f"{version} was evaluated on pictures that it was trained on: {seen['content']} contents and "
+            f"{seen['style']} styles; {seen['pictures'][0]}; evaluate it on pictures that it never saw, or "
+            "write held_out = false into a gate of your own"
+        )
 
 
 def _after(champion: RegisteredVersion | None) -> str:

@@ -25,7 +25,7 @@ from nst.images import ImageError, encode_image, open_image
 from pipelines.evaluation_set import EvaluationSet, Reference, picture_of, pixels_of
 
 MANIFEST_NAME = "evaluation_set.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TAR_NAME = re.compile(r"pairs-[0-9a-f]{16}\.tar")  # one that leads elsewhere is not followed
 
 
@@ -38,13 +38,9 @@ def publish_set(chosen: EvaluationSet, uri: str) -> None:
             f"{key}.{role}.png": encode_image(pixels_of(picture), None, "png")
             for role, picture in (("content", chosen.content[row]), ("style", chosen.style[row]))
         }
-        reference = chosen.references[row]
         pair = {
-            "content": chosen.content_names[row],
-            "style": chosen.style_names[row],
-            "style_label": reference.label,
-            "style_sha256": reference.sha256,
-            "style_near_hash": None if reference.near_hash is None else f"{reference.near_hash:016x}",
+            "content": _described(chosen.content_names[row], chosen.content_references[row]),
+            "style": _described(chosen.style_names[row], chosen.style_references[row]),
         }
         files = {**pictures, f"{key}.json": _json(pair)}
         members += files.items()
@@ -85,7 +81,8 @@ def read_set(uri: str) -> EvaluationSet | None:
         raise ValueError(f"{manifest_uri} is no manifest of an evaluation set; name another place") from None
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{uri} has format version {version}, this program reads {FORMAT_VERSION}; update it"
+            f"{uri} has format version {version}, this program reads {FORMAT_VERSION}: it was published by "
+            "another version of nst; publish the set anew, at another --evaluation-set"
         )
     try:
         return _set_of(manifest, _read_tar(uri, manifest))
@@ -104,9 +101,10 @@ def _set_of(manifest: dict[str, Any], files: dict[str, bytes]) -> EvaluationSet:
     found = EvaluationSet(
         content=pictures("content"),
         style=pictures("style"),
-        content_names=[pair["content"] for pair in described],
-        style_names=[pair["style"] for pair in described],
-        references=[_reference_of(pair) for pair in described],
+        content_names=[pair["content"]["name"] for pair in described],
+        style_names=[pair["style"]["name"] for pair in described],
+        content_references=[_reference_of(pair["content"]) for pair in described],
+        style_references=[_reference_of(pair["style"]) for pair in described],
         content_digest=manifest["content"]["digest"],
         style_digest=manifest["style"]["digest"],
         num_contents=manifest["content"]["num_pictures"],
@@ -120,12 +118,24 @@ def _set_of(manifest: dict[str, Any], files: dict[str, bytes]) -> EvaluationSet:
     return found
 
 
-def _reference_of(pair: dict[str, Any]) -> Reference:
-    bits = pair["style_near_hash"]
+def _described(name: str, reference: Reference) -> dict[str, Any]:
+    bits = None if reference.near_hash is None else f"{reference.near_hash:016x}"
+    return {
+        "name": name,
+        "label": reference.label,
+        "sha256": reference.sha256,
+        "near_hash": bits,
+        "phash": reference.phash,
+    }
+
+
+def _reference_of(described: dict[str, Any]) -> Reference:
+    bits = described["near_hash"]
     return Reference(
-        label=pair["style_label"],
-        sha256=pair["style_sha256"],
+        label=described["label"],
+        sha256=described["sha256"],
         near_hash=None if bits is None else int(bits, 16),
+        phash=described["phash"],
     )
 
 

@@ -77,4 +77,5 @@ def evaluation_of(
         "evaluation_set": {**known, **evaluation_set},
         "pairs": {"content": list(places), "style": [place % NUM_STYLES for place in places]},
         "model_digest": digest,
+        "seen": {"content": 0, "style": 0, "pictures": [], "unknown": ""},
     }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections import Counter
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from sklearn.datasets import load_sample_images
 from webdataset.compat import WebDataset
 
 from infra import evaluations, registry, storage, tracking_server
+from infra.registry import RegisteredVersion
+from infra.tracking import TrackedRun
+from nst.corpus import Corpus
 from nst.images import encode_jpeg
 from nst.metrics import LOWER_IS_BETTER
 from nst.stylize import Stylizer
@@ -30,6 +35,7 @@ from pipelines.evaluation_set import choose_pairs, make_evaluation_set, open_pic
 from pipelines.measure_models import baseline_method, model_method, sensitivities
 from pipelines.published_set import publish_set, read_set
 from pipelines.registration import register_checkpoint
+from pipelines.seen_pictures import seen_pictures, unknown
 from tests.checkpoints import tiny_checkpoint
 from tests.corpora import make_corpus, pieces
 from tests.servers import S3Server
@@ -180,7 +186,7 @@ def test_a_published_set_stands_for_its_sources(
     assert [set(sample) - {"__key__", "__url__", "__local_path__"} for sample in samples] == [
         {"content.png", "style.png", "json"}
     ] * 4
-    assert json.loads(samples[0]["json"])["content"].endswith(".png")
+    assert json.loads(samples[0]["json"])["content"]["name"].endswith(".png")
 
     for options, words in (
         (("--seed", 5), "another --seed: 0, not 5"),
@@ -216,7 +222,8 @@ def test_a_set_has_the_same_bytes_in_a_folder_and_in_a_bucket(
     assert back is not None
     assert back.identity() == chosen.identity()
     assert back.pairs() == chosen.pairs()
-    assert back.references == chosen.references
+    assert back.content_references == chosen.content_references
+    assert back.style_references == chosen.style_references
     assert torch.equal(back.style, chosen.style)
 
 
@@ -279,6 +286,69 @@ def test_a_corpus_can_be_measured_on(model: str, folders: tuple[Path, Path], tmp
     )
     digest = json.loads((tmp_path / "content" / "corpus.json").read_text())["digest"]
     assert printed["evaluation_set"]["content_digest"] == digest
+
+
+@pytest.fixture
+def trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Mapping[str, str]], RegisteredVersion]:
+    """Makes a version of a run that was trained on those corpora, by their roles."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+    def version_of(corpora: Mapping[str, str]) -> RegisteredVersion:
+        with TrackedRun.start(name="trained") as run_of:
+            for role, uri in corpora.items():
+                run_of.log_corpus(role, uri, Corpus.open(uri).manifest.digest, context=role)
+        name = f"m{len(corpora)}"
+        client = tracking_server.client()
+        client.create_registered_model(name)
+        client.create_model_version(name, "nowhere", run_of.run_id)
+        return registry.get_version(name, 1)
+
+    return version_of
+
+
+def test_pictures_that_a_version_was_trained_on_are_told(
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    trained: Callable[[Mapping[str, str]], RegisteredVersion],
+) -> None:
+    """A part of the sources, compressed anew and in a folder of its own, beside pictures that are new."""
+    corpora = {role: make_corpus(tmp_path / role, role, per_label=4) for role in ("content", "style")}
+    version = trained(corpora)
+    known = tmp_path / "known"
+    known.mkdir()
+    for number in (1, 2, 9):  # the last is in no corpus
+        (known / f"{number}.jpg").write_bytes(encode_jpeg(pieces()["flower"][number], quality=70))
+    new, new_styles = (open_pictures(str(folder)) for folder in folders)
+    held_out = make_evaluation_set(new, new_styles, num_pairs=6, size=64, seed=0)
+    publish_set(held_out, str(tmp_path / "set"))
+    published = read_set(str(tmp_path / "set"))
+    assert published is not None
+    for chosen in (held_out, published):
+        assert seen_pictures(version, chosen) == unknown("")
+    some = make_evaluation_set(open_pictures(str(known)), new_styles, num_pairs=6, size=64, seed=0)
+    seen = seen_pictures(version, some)
+    assert (seen["content"], seen["style"], seen["unknown"]) == (2, 0, "")
+    told = sorted(seen["pictures"])
+    assert told[0].startswith("the content 1.jpg is 'flower-bright/1.jpg' of ")
+    assert len(told) == 2
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    for row in range(3):
+        (stored / f"{row}.jpg").write_bytes(Corpus.open(corpora["style"]).read(row))
+    styles = make_evaluation_set(new, open_pictures(str(stored)), num_pairs=6, size=64, seed=0)
+    assert seen_pictures(version, styles)["style"] == 3
+
+    assert (
+        "names no corpus of content"
+        in seen_pictures(trained({"style": corpora["style"]}), held_out)["unknown"]
+    )
+    shutil.rmtree(corpora["content"])
+    assert (
+        "content, which it was trained on, is not there as it was: gone"
+        in (seen_pictures(version, held_out)["unknown"])
+    )
 
 
 def test_pairs_are_distinct_and_even() -> None:
