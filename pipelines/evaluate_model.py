@@ -14,15 +14,15 @@ from infra import evaluations, places, registry, storage
 from infra.registry import RegisteredVersion
 from nst.checkpoint import read_config
 from nst.intervals import summarize
-from nst.metrics import MIN_SIDE, STRIDE
+from nst.metrics import MEASURES_VERSION, MIN_SIDE, STRIDE
 from nst.networks.blocks import num_parameters
 from nst.stylize import Stylizer
 from nst.vgg import VGGFeatures, load_vgg
-from pipelines.artist_judge import ArtistJudge, train_judge
+from pipelines.artist_judge import ArtistJudge, judge_identity, train_judge
 from pipelines.console import Progress, Stage, say
 from pipelines.evaluation import EvaluatedModel, Evaluation, title_of
 from pipelines.evaluation_report import report_files
-from pipelines.evaluation_set import EvaluationSet, make_evaluation_set, open_pictures
+from pipelines.evaluation_set import EvaluationSet, Identity, make_evaluation_set, open_pictures
 from pipelines.lineage import code_digest
 from pipelines.measure_models import Measured, baseline_method, measure, model_method
 from pipelines.measures import BASELINE_TITLES, MEASURES, Summary
@@ -97,9 +97,10 @@ def evaluate(
         say(f"there are only {len(chosen)} different pairs; all of them are measured")
     versions = [_version_of(name, one) for name, one in zip(names, resolved, strict=True)]
     seen = [_seen(version, chosen) for version in versions]
+    identity = _identity(chosen, vgg, artists_uri)
     judge = train_judge(artists_uri, chosen) if artists_uri else None
     sources = {"Contents": content_uri, "Styles": style_uri, "Pairs kept at": set_uri, "Artists": artists_uri}
-    evaluation = _measured(chosen, resolved, seen, vgg, judge, _facts(sources, judge))
+    evaluation = _measured(chosen, resolved, seen, vgg, judge, identity, _facts(sources, judge, identity))
     _print_table(evaluation)
     files = report_files(evaluation)
     for name, data in files.items():
@@ -191,12 +192,24 @@ def _check_published(
             )
 
 
+def _identity(chosen: EvaluationSet, vgg: VGGFeatures | None, artists_uri: str | None) -> Identity:
+    """What makes figures comparable: the pairs, and all that measures them."""
+    nobody: Identity = {"artists_digest": None, "artists_training": None}
+    return {
+        **chosen.identity(),
+        "measures_version": MEASURES_VERSION,
+        "vgg_digest": vgg.digest if vgg else None,
+        **(judge_identity(artists_uri) if artists_uri else nobody),
+    }
+
+
 def _measured(
     chosen: EvaluationSet,
     resolved: Sequence[ResolvedModel],
     seen: Sequence[Mapping[str, Any]],
     vgg: VGGFeatures | None,
     judge: ArtistJudge | None,
+    identity: Identity,
     facts: Mapping[str, object],
 ) -> Evaluation:
     pairs = chosen.pairs()
@@ -227,9 +240,6 @@ def _measured(
                     seen=seen_of_it,
                 )
             )
-    identity = chosen.identity()
-    if judge is not None:
-        identity["artists_digest"] = judge.digest
     return Evaluation(chosen=chosen, models=models, baselines=baselines, identity=identity, facts=facts)
 
 
@@ -240,16 +250,20 @@ def _shown(model: ResolvedModel) -> str:
     return "/".join(places.absolute(model.name).split("/")[-2:])
 
 
-def _facts(sources: Mapping[str, str | None], judge: ArtistJudge | None) -> dict[str, object]:
+def _facts(
+    sources: Mapping[str, str | None], judge: ArtistJudge | None, identity: Identity
+) -> dict[str, object]:
     """Where the pictures are from, in words that mean something elsewhere, and what measured them."""
     facts: dict[str, object] = {
         what: uri if places.is_remote(uri) else places.name(uri) for what, uri in sources.items() if uri
     }
     if judge is not None:
         facts["Artists"] = (
-            f"{facts['Artists']} ({judge.digest[:12]}); top-1 of real works {judge.accuracy:.2f}; "
-            f"{len(judge.rows)} pairs have a known artist"
+            f"{facts['Artists']} ({str(identity['artists_digest'])[:12]}); "
+            f"top-1 of real works {judge.accuracy:.2f}; {len(judge.rows)} pairs have a known artist"
         )
+    weights = f", VGG-19 {str(identity['vgg_digest'])[:12]}" if identity["vgg_digest"] else ""
+    facts["Measures"] = f"version {MEASURES_VERSION}{weights}"
     version = importlib.metadata.version("nst")
     facts["Code"] = f"nst {version}, commit {code_version()[:12]}, sources {code_digest()[:12]}"
     facts["Measured"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.evaluation_set import EvaluationSet
+from pipelines.evaluation_set import EvaluationSet, Identity
 from pipelines.measures import BASELINE_TITLES, Summary
 
 
@@ -40,7 +40,7 @@ class Evaluation:
     chosen: EvaluationSet
     models: list[EvaluatedModel]
     baselines: Mapping[str, Summary]
-    identity: Mapping[str, str | int]
+    identity: Identity
     facts: Mapping[str, object] = field(default_factory=dict)
 
     @property

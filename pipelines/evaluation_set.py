@@ -21,6 +21,8 @@ from nst.manifest import MANIFEST_NAME
 from nst.near_duplicates import near_hash
 from nst.planning import NO_LABEL
 
+Identity = dict[str, str | int | None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSource:
@@ -68,8 +70,8 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.content)
 
-    def identity(self) -> dict[str, str | int]:
-        """What makes figures comparable: all of this must agree."""
+    def identity(self) -> Identity:
+        """What makes figures comparable, as far as it is the set's: all of this must agree."""
         return {
             "content_digest": self.content_digest,
             "style_digest": self.style_digest,

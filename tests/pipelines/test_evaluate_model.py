@@ -28,8 +28,8 @@ from nst.corpus import Corpus
 from nst.images import encode_jpeg
 from nst.metrics import LOWER_IS_BETTER
 from nst.stylize import Stylizer
-from pipelines import evaluate_model
-from pipelines.artist_judge import train_judge
+from pipelines import artist_judge, evaluate_model
+from pipelines.artist_judge import judge_identity, train_judge
 from pipelines.evaluate_model import evaluate
 from pipelines.evaluation_set import choose_pairs, make_evaluation_set, open_pictures
 from pipelines.measure_models import baseline_method, model_method, sensitivities
@@ -259,7 +259,10 @@ def test_artists_are_judged_on_other_works(
         assert len(measures["artist_top1"]["values"]) == 12  # somebody is no artist of the corpus
         assert set(measures["artist_top1"]["values"]) <= {0.0, 1.0}
         assert len(measures["artist_top1"]["rows"]) == 12
-    assert printed["evaluation_set"]["artists_digest"]
+    assert printed["evaluation_set"]["artists_digest"] == Corpus.open(corpus).manifest.digest
+    before = judge_identity(corpus)
+    monkeypatch.setattr(artist_judge, "NUM_STEPS", 10)
+    assert judge_identity(corpus)["artists_training"] != before["artists_training"]
     assert "of 16 works (8 left out)" in result.stdout  # the four, and their dark twins
     assert "artist_top1" in (tmp_path / "report" / "report.html").read_text()
 

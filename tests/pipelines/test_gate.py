@@ -36,6 +36,8 @@ def test_it_compares_with_the_champion() -> None:
     assert all(f.passed for f in gate.check(evaluation_of(better), evaluation_of(worse)))
     with pytest.raises(ValueError, match=r"different sets \(seed 0 and 1\); evaluate both"):
         gate.check(evaluation_of(GOOD), evaluation_of(GOOD, seed=1))
+    with pytest.raises(ValueError, match=r"measures_version 1 and 2, vgg_digest None and abcd"):
+        gate.check(evaluation_of(GOOD), evaluation_of(GOOD, measures_version=2, vgg_digest="abcd"))
     with pytest.raises(ValueError, match=r"has 3 pairs and gate\.toml asks for 8"):
         gate.check(evaluation_of(GOOD, num_pairs=3), None)
 
