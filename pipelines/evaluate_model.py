@@ -13,7 +13,7 @@ import click
 from infra import evaluations, places, registry, storage
 from infra.registry import RegisteredVersion
 from nst.checkpoint import read_config
-from nst.intervals import summarize
+from nst.intervals import MIN_GROUPS, summarize
 from nst.metrics import MEASURES_VERSION, MIN_SIDE, STRIDE
 from nst.networks.blocks import num_parameters
 from nst.stylize import Stylizer
@@ -95,6 +95,12 @@ def evaluate(
     chosen = _evaluation_set(set_uri, content_uri, style_uri, pairs, size, seed)
     if len(chosen) < (pairs or NUM_PAIRS) and set_uri is None:
         say(f"there are only {len(chosen)} different pairs; all of them are measured")
+    for side, numbers in chosen.pairs().items():
+        if (num := len(set(numbers))) < MIN_GROUPS:
+            say(
+                f"only {num} {side}{'s' if num > 1 else ''}: how figures would move with others cannot be "
+                f"told, and no interval is to be trusted; give {MIN_GROUPS} or more"
+            )
     versions = [_version_of(name, one) for name, one in zip(names, resolved, strict=True)]
     seen = [_seen(version, chosen) for version in versions]
     identity = _identity(chosen, vgg, artists_uri)
@@ -216,7 +222,8 @@ def _measured(
 
     def summary(measured: Measured) -> Summary:
         ordered = {name: measured.figures[name] for name in MEASURES if name in measured.figures}
-        return summarize(ordered, pairs, measured.rows)
+        shares = [name for name in ordered if MEASURES[name].is_share]
+        return summarize(ordered, pairs, measured.own_pairs, shares)
 
     models = []
     total = len(chosen) * (len(resolved) + len(BASELINE_TITLES))

@@ -118,6 +118,7 @@ def test_the_figures_stand_beside_their_baselines(
     assert evaluation["evaluation_set"]["num_pairs"] == 4
     assert "content_distance" in result.stdout
     assert "lower is better" in result.stdout
+    assert "only 3 contents" in result.stdout
     with Image.open(tmp_path / "report" / "grid.jpg") as grid:
         assert grid.width > 4 * 200
 
@@ -258,7 +259,7 @@ def test_artists_are_judged_on_other_works(
     for measures in (kept["measures"], *kept["baselines"].values()):
         assert len(measures["artist_top1"]["values"]) == 12  # somebody is no artist of the corpus
         assert set(measures["artist_top1"]["values"]) <= {0.0, 1.0}
-        assert len(measures["artist_top1"]["rows"]) == 12
+        assert {len(labels) for labels in measures["artist_top1"]["pairs"].values()} == {12}
     assert printed["evaluation_set"]["artists_digest"] == Corpus.open(corpus).manifest.digest
     before = judge_identity(corpus)
     monkeypatch.setattr(artist_judge, "NUM_STEPS", 10)
@@ -375,9 +376,11 @@ def test_a_changed_picture_is_another_evaluation_set(folders: tuple[Path, Path],
 def test_sensitivity_is_measured_for_each_content(model: str, folders: tuple[Path, Path]) -> None:
     content, style = (open_pictures(str(folder)) for folder in folders)
     chosen = make_evaluation_set(content, style, num_pairs=6, size=64, seed=0)
-    assert len(sensitivities(chosen, model_method(Stylizer.load(model)))) == 3
-    assert max(sensitivities(chosen, baseline_method("content"))) == pytest.approx(0, abs=1e-6)
-    assert min(sensitivities(chosen, baseline_method("style"))) > 0.05
+    parts, pairs = sensitivities(chosen, model_method(Stylizer.load(model)))
+    assert len(parts) == 6
+    assert pairs == {"content": [0, 0, 1, 1, 2, 2], "style": [0, 1] * 3}
+    assert max(sensitivities(chosen, baseline_method("content"))[0]) == pytest.approx(0, abs=1e-6)
+    assert min(sensitivities(chosen, baseline_method("style"))[0]) > 0.05
 
 
 @pytest.mark.parametrize(
