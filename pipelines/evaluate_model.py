@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from infra import evaluations, places, registry, storage
+from infra import places, registry
+from infra.evaluations import REPORT_FILE
 from infra.registry import RegisteredVersion
 from nst.checkpoint import read_config
 from nst.intervals import MIN_GROUPS, summarize
@@ -20,7 +21,8 @@ from nst.stylize import Stylizer
 from nst.vgg import VGGFeatures, load_vgg
 from pipelines.artist_judge import ArtistJudge, judge_identity, train_judge
 from pipelines.console import Progress, Stage, say
-from pipelines.evaluation import EvaluatedModel, Evaluation, title_of
+from pipelines.evaluation import MAX_MODELS, EvaluatedModel, Evaluation, model_title, title_of
+from pipelines.evaluation_record import Kept, find_files, record, write_files
 from pipelines.evaluation_report import report_files
 from pipelines.evaluation_set import EvaluationSet, Identity, make_evaluation_set, open_pictures
 from pipelines.lineage import code_digest
@@ -33,7 +35,6 @@ from pipelines.training_record import code_version
 
 MIN_SIZE = MIN_SIDE + STRIDE  # px; a picture is also moved by a few
 NUM_PAIRS, SIZE, SEED = 64, 256, 0
-LETTERS = "ABCDEFGHIJ"
 
 
 @click.command("evaluate", cls=Stage)
@@ -103,26 +104,35 @@ def evaluate(
             )
     versions = [_version_of(name, one) for name, one in zip(names, resolved, strict=True)]
     seen = [_seen(version, chosen) for version in versions]
-    identity = _identity(chosen, vgg, artists_uri)
-    judge = train_judge(artists_uri, chosen) if artists_uri else None
-    sources = {"Contents": content_uri, "Styles": style_uri, "Pairs kept at": set_uri, "Artists": artists_uri}
-    evaluation = _measured(chosen, resolved, seen, vgg, judge, identity, _facts(sources, judge, identity))
-    _print_table(evaluation)
-    files = report_files(evaluation)
-    for name, data in files.items():
-        storage.write_bytes(places.join(places.absolute(report_uri), name), data)
-    report = places.join(report_uri, "report.html")
-    say(f"report    {report}")
-    recorded = [
-        _record(version, evaluation.kept(found), files)
-        for version, found in zip(versions, evaluation.models, strict=True)
+    identity, code = _identity(chosen, vgg, artists_uri), code_digest()
+    known = [
+        {"model_digest": one.digest, "seen": one_seen} for one, one_seen in zip(resolved, seen, strict=True)
     ]
-    return _result(evaluation, resolved, report, recorded)
+    found = find_files(report_uri, identity, code, known)
+    report = places.join(report_uri, REPORT_FILE)
+    if found is not None:
+        kept, files = found
+        say(f"report    {report}: it is there already, nothing is measured again")
+    else:
+        judge = train_judge(artists_uri, chosen) if artists_uri else None
+        sources = {
+            "Contents": content_uri,
+            "Styles": style_uri,
+            "Pairs kept at": set_uri,
+            "Artists": artists_uri,
+        }
+        facts = _facts(sources, judge, identity, code)
+        evaluation = _measured(chosen, resolved, seen, vgg, judge, identity, code, facts)
+        kept, files = [evaluation.kept(one) for one in evaluation.models], report_files(evaluation)
+        write_files(files, report_uri)
+        say(f"report    {report}")
+    _print_table(kept)
+    return _result(resolved, kept, report, record(versions, kept, files, report_uri))
 
 
 def _resolve(names: Sequence[str]) -> list[ResolvedModel]:
-    if len(names) > len(LETTERS):
-        raise ValueError(f"{len(names)} models are too many for one report; give {len(LETTERS)} at most")
+    if len(names) > MAX_MODELS:
+        raise ValueError(f"{len(names)} models are too many for one report; give {MAX_MODELS} at most")
     resolved: dict[str, ResolvedModel] = {}
     for name in names:
         found = resolve_model(name)
@@ -216,6 +226,7 @@ def _measured(
     vgg: VGGFeatures | None,
     judge: ArtistJudge | None,
     identity: Identity,
+    code: str,
     facts: Mapping[str, object],
 ) -> Evaluation:
     pairs = chosen.pairs()
@@ -232,12 +243,12 @@ def _measured(
             name: summary(measure(chosen, baseline_method(name), progress, vgg=vgg, judge=judge))
             for name in BASELINE_TITLES
         }
-        for letter, one, seen_of_it in zip(LETTERS, resolved, seen, strict=False):
+        for number, (one, seen_of_it) in enumerate(zip(resolved, seen, strict=True)):
             stylizer = Stylizer.load(one.checkpoint_dir)
             measured = measure(chosen, model_method(stylizer), progress, vgg=vgg, judge=judge)
             models.append(
                 EvaluatedModel(
-                    title="model" if len(resolved) == 1 else f"model {letter}",
+                    title=model_title(number, len(resolved)),
                     name=_shown(one),
                     digest=one.digest,
                     approach=read_config(one.checkpoint_dir).model.kind,
@@ -247,7 +258,9 @@ def _measured(
                     seen=seen_of_it,
                 )
             )
-    return Evaluation(chosen=chosen, models=models, baselines=baselines, identity=identity, facts=facts)
+    return Evaluation(
+        chosen=chosen, models=models, baselines=baselines, identity=identity, code_digest=code, facts=facts
+    )
 
 
 def _shown(model: ResolvedModel) -> str:
@@ -258,7 +271,7 @@ def _shown(model: ResolvedModel) -> str:
 
 
 def _facts(
-    sources: Mapping[str, str | None], judge: ArtistJudge | None, identity: Identity
+    sources: Mapping[str, str | None], judge: ArtistJudge | None, identity: Identity, code: str
 ) -> dict[str, object]:
     """Where the pictures are from, in words that mean something elsewhere, and what measured them."""
     facts: dict[str, object] = {
@@ -272,7 +285,7 @@ def _facts(
     weights = f", VGG-19 {str(identity['vgg_digest'])[:12]}" if identity["vgg_digest"] else ""
     facts["Measures"] = f"version {MEASURES_VERSION}{weights}"
     version = importlib.metadata.version("nst")
-    facts["Code"] = f"nst {version}, commit {code_version()[:12]}, sources {code_digest()[:12]}"
+    facts["Code"] = f"nst {version}, commit {code_version()[:12]}, sources {code[:12]}"
     facts["Measured"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return facts
 
@@ -301,19 +314,8 @@ def _seen(version: RegisteredVersion | None, chosen: EvaluationSet) -> dict[str,
     return seen
 
 
-def _record(
-    version: RegisteredVersion | None, kept: Mapping[str, Any], files: Mapping[str, bytes]
-) -> str | None:
-    """Keeps figures and report with the registered version; None for a model that is not registered."""
-    if version is None:
-        return None
-    evaluations.record_evaluation(version.name, version.version, kept, files=files)
-    say(f"kept with {version}")
-    return str(version)
-
-
 def _result(
-    evaluation: Evaluation, resolved: Sequence[ResolvedModel], report: str, recorded: Sequence[str | None]
+    resolved: Sequence[ResolvedModel], kept: Sequence[Kept], report: str, recorded: Sequence[str | None]
 ) -> dict[str, Any]:
     """What the verb prints: means and intervals; the figures of single pairs are in evaluation.json."""
 
@@ -327,33 +329,31 @@ def _result(
             "model": one.name,
             "recorded": where,
             "model_digest": one.digest,
-            "measures": short(found.measures),
+            "measures": short(found["measures"]),
         }
-        for one, found, where in zip(resolved, evaluation.models, recorded, strict=True)
+        for one, found, where in zip(resolved, kept, recorded, strict=True)
     ]
     return {
         **models[0],
         "report": report,
-        "baselines": {name: short(found) for name, found in evaluation.baselines.items()},
-        "evaluation_set": dict(evaluation.identity),
+        "baselines": {name: short(found) for name, found in kept[0]["baselines"].items()},
+        "evaluation_set": kept[0]["evaluation_set"],
         **({"models": models} if len(models) > 1 else {}),
     }
 
 
-def _print_table(evaluation: Evaluation) -> None:
-    num_models = len(evaluation.models)
-    heads = "".join(
-        f"  {title_of(method):>{24 if number < num_models else 18}}"
-        for number, method in enumerate(evaluation.summaries)
-    )
+def _print_table(kept: Sequence[Kept]) -> None:
+    titles = [model_title(number, len(kept)) for number in range(len(kept))]
+    summaries = dict(zip(titles, (one["measures"] for one in kept), strict=True)) | kept[0]["baselines"]
+    heads = "".join(f"  {title_of(method):>{24 if method in titles else 18}}" for method in summaries)
     say(f"{'':18}{heads}")
-    for name in evaluation.models[0].measures:
+    for name in (name for name in MEASURES if name in kept[0]["measures"]):
         better = "lower" if MEASURES[name].lower_is_better else "higher"
         cells = ""
-        for number, found in enumerate(evaluation.summaries.values()):
+        for method, found in summaries.items():
             entry = found[name]
             interval = f"{entry['mean']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
-            cells += f"  {interval:>24}" if number < num_models else f"  {entry['mean']:>18.3f}"
+            cells += f"  {interval:>24}" if method in titles else f"  {entry['mean']:>18.3f}"
         say(f"{name:18}{cells}   {better} is better")
 
 

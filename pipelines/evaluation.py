@@ -11,6 +11,9 @@ from torch import Tensor
 from pipelines.evaluation_set import EvaluationSet, Identity
 from pipelines.measures import BASELINE_TITLES, Summary
 
+LETTERS = "ABCDEFGHIJ"
+MAX_MODELS = len(LETTERS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
@@ -34,6 +37,7 @@ class Evaluation:
     Attributes:
         baselines: measures by baseline.
         identity: what makes figures comparable, of the set and of whatever else took part.
+        code_digest: of the sources that measured.
         facts: what else the report should say.
     """
 
@@ -41,6 +45,7 @@ class Evaluation:
     models: list[EvaluatedModel]
     baselines: Mapping[str, Summary]
     identity: Identity
+    code_digest: str
     facts: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -61,7 +66,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """What is kept of the first model; of several, what is kept of all under "models"."""
-        values = self.kept(self.models[0])
+        values = {**self.kept(self.models[0]), "code_digest": self.code_digest}
         if len(self.models) > 1:
             values["models"] = [
                 {
@@ -73,6 +78,11 @@ class Evaluation:
                 for model in self.models
             ]
         return values
+
+
+def model_title(number: int, num_models: int) -> str:
+    """How the model of that number, from 0, is called in a report on so many."""
+    return "model" if num_models == 1 else f"model {LETTERS[number]}"
 
 
 def title_of(method: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from infra.evaluations import EVALUATION_FILE, REPORT_FILE
 from nst.images import encode_jpeg
 from pipelines.evaluation import Evaluation
 from pipelines.evaluation_pictures import sheet, spread, standing_out, trade_off
@@ -14,13 +15,15 @@ from pipelines.pages import fact_list, page, text
 TRADE_OFFS = (("style_distance", "content_distance"), ("gram", "content_r31"))
 
 
+FILES = ("grid.jpg", REPORT_FILE, EVALUATION_FILE)
+
+
 def report_files(evaluation: Evaluation) -> dict[str, bytes]:
-    """name -> bytes of evaluation.json, grid.jpg and report.html, the page last."""
-    data = json.dumps(evaluation.as_json(), indent=2, sort_keys=True)
+    """name -> bytes of FILES."""
     return {
-        "evaluation.json": data.encode(),
         "grid.jpg": encode_jpeg(sheet(evaluation), quality=90),
-        "report.html": _page(evaluation).encode(),
+        REPORT_FILE: _page(evaluation).encode(),
+        EVALUATION_FILE: json.dumps(evaluation.as_json(), indent=2, sort_keys=True).encode(),
     }
 
 

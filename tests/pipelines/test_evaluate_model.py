@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
@@ -28,9 +29,10 @@ from nst.corpus import Corpus
 from nst.images import encode_jpeg
 from nst.metrics import LOWER_IS_BETTER
 from nst.stylize import Stylizer
-from pipelines import artist_judge, evaluate_model
+from pipelines import artist_judge, evaluate_model, registration
 from pipelines.artist_judge import judge_identity, train_judge
 from pipelines.evaluate_model import evaluate
+from pipelines.evaluation_record import write_files
 from pipelines.evaluation_set import choose_pairs, make_evaluation_set, open_pictures
 from pipelines.measure_models import baseline_method, model_method, sensitivities
 from pipelines.published_set import publish_set, read_set
@@ -38,7 +40,7 @@ from pipelines.registration import register_checkpoint
 from pipelines.seen_pictures import seen_pictures, unknown
 from tests.checkpoints import tiny_checkpoint
 from tests.corpora import make_corpus, pieces
-from tests.servers import S3Server
+from tests.servers import S3Server, mlflow_server
 
 SMALL = ("--pairs", 4, "--size", 64)
 
@@ -424,8 +426,13 @@ def test_figures_of_a_registered_version_are_kept_with_it(
     arguments = ("--content", folders[0], "--style", folders[1], "--report", tmp_path / "report", *SMALL)
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "set_model_version_tag", unreachable)
-        assert run(version, *arguments).exit_code == 1
+        failed = run(version, *arguments)
+        assert failed.exit_code == 1
+        assert "the same command records them without measuring again" in failed.stderr
     assert evaluations.evaluation(registry.get_version("nst", version)) is None  # nothing half counts
+    with monkeypatch.context() as idle:
+        idle.setattr(evaluate_model, "measure", None)
+        assert found(run(version, *arguments))["recorded"] == f"models:/nst/{version}"
 
     other = tiny_checkpoint(tmp_path / "other", seed=1)
     printed = found(run(f"models:/nst/{version}", other, *arguments))
@@ -433,9 +440,39 @@ def test_figures_of_a_registered_version_are_kept_with_it(
     registered = registry.get_version("nst", version)
     kept = evaluations.evaluation(registered)
     written = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    assert kept == {key: value for key, value in written.items() if key != "models"}
+    assert kept == {key: value for key, value in written.items() if key not in ("models", "code_digest")}
     run_id, _, path = registered.tags["report"].removeprefix("runs:/").partition("/")
     client = tracking_server.client()
     folder = Path(client.download_artifacts(run_id, str(Path(path).parent), str(tmp_path)))
     assert {file.name for file in folder.iterdir()} == {"evaluation.json", "grid.jpg", "report.html"}
     assert (folder / "report.html").read_bytes() == (tmp_path / "report" / "report.html").read_bytes()
+
+
+@pytest.mark.faults
+def test_a_server_that_goes_away_costs_no_figures(
+    model: str, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow is gone when all is measured: waited for, then told; the same command measures nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(registration, "SECONDS_BETWEEN_TRIES", 0.5)
+    arguments = ("--content", folders[0], "--style", folders[1], "--report", tmp_path / "report", *SMALL)
+    with contextlib.ExitStack() as servers, monkeypatch.context() as away:
+        first = servers.enter_context(mlflow_server(tmp_path / "mlflow"))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", first.uri)
+        version = register_checkpoint(model)
+
+        def write_then_stop(files: dict[str, bytes], report_uri: str) -> None:
+            write_files(files, report_uri)
+            servers.close()
+
+        away.setattr(evaluate_model, "write_files", write_then_stop)
+        away.setattr(registration, "SECONDS_WITHOUT_MLFLOW", 1.0)
+        gone = run(version, *arguments)
+        assert gone.exit_code == 1
+        assert f"the figures are in {tmp_path}/report/evaluation.json, and the same command" in gone.stderr
+        assert "Traceback" not in gone.output
+    port = int(first.uri.rpartition(":")[2])
+    with mlflow_server(tmp_path / "mlflow", port=port):
+        monkeypatch.setattr(evaluate_model, "measure", None)
+        assert found(run(version, *arguments))["recorded"] == f"models:/nst/{version}"
+        assert evaluations.evaluation(registry.get_version("nst", version)) is not None
