@@ -75,7 +75,7 @@ def evaluate(
     pairs, size and seed give the same pairs, so that models can be compared. Read content and style figures
     together: the unchanged content has the best content figures, the copied style the best style figures.
     DIR gets report.html, evaluation.json and grid.jpg. Of a registered version all of it is kept with it, for
-    `nst promote`.
+    `nst promote`. If MLflow is away by then, the same command records what lies in DIR.
 
     --evaluation-set publishes the pairs where there are none yet; from then on they are used as they lie
     there, and --content and --style need not be given. --artists trains an encoder on labelled works (some

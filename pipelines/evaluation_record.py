@@ -27,7 +27,7 @@ def write_files(files: Mapping[str, bytes], report_uri: str) -> None:
 
 def find_files(
     report_uri: str, identity: Identity, code: str, models: Sequence[Mapping[str, Any]]
-) -> tuple[list[Kept], dict[str, bytes]] | None:
+) -> tuple[Sequence[Kept], dict[str, bytes]] | None:
     """What this very evaluation left at `report_uri` before: what is kept of each model, and its files.
 
     Args:
@@ -68,6 +68,9 @@ def record(
     for version, found in zip(versions, kept, strict=True):
         if version is not None:
             with tracking_server.outages_told(consolation):
-                evaluations.record_evaluation(version.name, version.version, found, files=files)
+                try:
+                    evaluations.record_evaluation(version.name, version.version, found, files=files)
+                except OSError as error:  # its artifacts
+                    raise OSError(f"{error}; {consolation}") from error
             say(f"kept with {version}")
     return [None if version is None else str(version) for version in versions]

@@ -107,7 +107,9 @@ def _examine(
     cannot be compared gives nothing."""
     try:
         found = _evaluation_of(candidate, gate)
-        of_champion = _evaluation_of(champion, gate) if champion and gate.compares_with_champion else None
+        of_champion = None
+        if champion and gate.compares_with_champion:
+            of_champion = _evaluation_of(champion, gate, evaluations.evaluation_set_digest(found))
         return found, gate.check(found, of_champion)
     except ValueError as error:
         if not force:
@@ -116,8 +118,10 @@ def _examine(
         return None, []
 
 
-def _evaluation_of(version: RegisteredVersion, gate: Gate) -> dict[str, Any]:
-    found = evaluations.evaluation(version)
+def _evaluation_of(version: RegisteredVersion, gate: Gate, of_set: str | None = None) -> dict[str, Any]:
+    """The latest; with `of_set` the latest on that set, if there is one."""
+    found = evaluations.evaluation(version, of_set=of_set) if of_set else None
+    found = found or evaluations.evaluation(version)
     if found is None:
         raise ValueError(
             f"{version} was not evaluated; run: "

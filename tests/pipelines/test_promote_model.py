@@ -46,9 +46,9 @@ def model(store: list[RegisteredVersion], request: pytest.FixtureRequest) -> str
     return name
 
 
-def record(model: str, version: int, means: tuple[float, ...]) -> None:
+def record(model: str, version: int, means: tuple[float, ...], **evaluation_set: Any) -> None:
     digest = registry.get_version(model, version).digest
-    evaluations.record_evaluation(model, version, evaluation_of(means, digest))
+    evaluations.record_evaluation(model, version, evaluation_of(means, digest, **evaluation_set))
 
 
 def run(*arguments: str) -> Result:
@@ -132,6 +132,33 @@ def test_a_refusal_names_the_measure_and_moves_nothing(model: str) -> None:
     assert event.grounds.is_forced
     assert any(finding.startswith("NO style_distance") for finding in event.grounds.findings)
     assert "promote, forced" in run("history", "--model", model).stdout
+
+
+def test_the_champion_counts_by_its_figures_on_the_candidates_set(model: str) -> None:
+    """Whatever else it was evaluated on since."""
+    assert run("promote", "1", "--model", model).exit_code == 0
+    record(model, 1, BAD_MODELS["makes noise"][0], seed=1)
+    promoted = run("promote", "2", "--model", model)
+    assert promoted.exit_code == 0, promoted.output
+    assert "style_distance is 0.100, must be at most 0.115 (0.015 more than the champion)" in promoted.stdout
+    record(model, 1, GOOD, seed=2)
+    refused = run("promote", "1", "--model", model)
+    assert refused.exit_code == 2
+    assert "evaluated on different sets (seed 2 and 0)" in refused.stderr
+
+
+def test_figures_of_one_evaluation_stand_with_the_version(model: str) -> None:
+    """None of an earlier one that measured more."""
+    kept = evaluation_of(GOOD, registry.get_version(model, 1).digest)
+    evaluations.record_evaluation(
+        model, 1, kept | {"measures": {**kept["measures"], "gram": kept["measures"]["hist_style"]}}
+    )
+    assert registry.get_version(model, 1).tags["gram"] == "0.5000"
+    evaluations.record_evaluation(model, 1, kept)
+    tags = registry.get_version(model, 1).tags
+    assert "gram" not in tags
+    assert tags["hist_style"] == "0.5000"
+    assert tags["digest"]
 
 
 def test_mistakes_exit_with_2_and_the_remedy(model: str, tmp_path: Path) -> None:
