@@ -24,17 +24,16 @@ from pipelines.console import Progress, Stage, say
 from pipelines.evaluation import MAX_MODELS, EvaluatedModel, Evaluation, model_title, title_of
 from pipelines.evaluation_record import Kept, find_files, record, write_files
 from pipelines.evaluation_report import report_files
-from pipelines.evaluation_set import EvaluationSet, Identity, make_evaluation_set, open_pictures
+from pipelines.evaluation_set import NUM_PAIRS, SEED, SIZE, EvaluationSet, Identity
 from pipelines.lineage import code_digest
 from pipelines.measure_models import Measured, baseline_method, measure, model_method
 from pipelines.measures import BASELINE_TITLES, MEASURES, Summary
 from pipelines.models import ResolvedModel, resolve_model
-from pipelines.published_set import MANIFEST_NAME, publish_set, read_set
+from pipelines.published_set import find_or_make_set
 from pipelines.seen_pictures import seen_pictures, unknown
 from pipelines.training_record import code_version
 
 MIN_SIZE = MIN_SIDE + STRIDE  # px; a picture is also moved by a few
-NUM_PAIRS, SIZE, SEED = 64, 256, 0
 
 
 @click.command("evaluate", cls=Stage)
@@ -93,7 +92,7 @@ def evaluate(
     vgg = load_vgg(vgg_path) if vgg_path else None
     names = [f"models:/{model_name}/{name}" if name.isdecimal() else name for name in (model, *others)]
     resolved = _resolve(names)
-    chosen = _evaluation_set(set_uri, content_uri, style_uri, pairs, size, seed)
+    chosen = find_or_make_set(set_uri, content_uri, style_uri, pairs, size, seed)
     if len(chosen) < (pairs or NUM_PAIRS) and set_uri is None:
         say(f"there are only {len(chosen)} different pairs; all of them are measured")
     for side, numbers in chosen.pairs().items():
@@ -143,69 +142,6 @@ def _resolve(names: Sequence[str]) -> list[ResolvedModel]:
             )
         resolved[found.digest] = found
     return list(resolved.values())
-
-
-def _evaluation_set(
-    set_uri: str | None,
-    content_uri: str | None,
-    style_uri: str | None,
-    pairs: int | None,
-    size: int | None,
-    seed: int | None,
-) -> EvaluationSet:
-    """The published set if there is one, else one made of the sources (and published, if it has a place).
-
-    Raises:
-        ValueError: the sources are missing, or what was asked for is not what was published.
-    """
-    published = read_set(set_uri) if set_uri else None
-    if published is not None:
-        assert set_uri is not None
-        _check_published(set_uri, published, content_uri, style_uri, pairs, size, seed)
-        return published
-    if not content_uri or not style_uri:
-        remedy = f"{set_uri} holds no {MANIFEST_NAME} yet: to make it, give" if set_uri else "give"
-        raise ValueError(f"{remedy} --content URI and --style URI, corpora or folders of pictures")
-    chosen = make_evaluation_set(
-        open_pictures(content_uri),
-        open_pictures(style_uri),
-        num_pairs=pairs or NUM_PAIRS,
-        size=size or SIZE,
-        seed=SEED if seed is None else seed,
-    )
-    if set_uri is None:
-        return chosen
-    publish_set(chosen, set_uri)
-    published = read_set(set_uri)
-    if published is None or published.identity() != chosen.identity():
-        raise ValueError(f"somebody else published another set at {set_uri} just now; start again to use it")
-    say(f"pairs     {set_uri}, {len(published)} pairs, digest {published.digest[:12]}")
-    return published
-
-
-def _check_published(
-    set_uri: str,
-    published: EvaluationSet,
-    content_uri: str | None,
-    style_uri: str | None,
-    pairs: int | None,
-    size: int | None,
-    seed: int | None,
-) -> None:
-    """Raises ValueError where an option that was given says otherwise than the published set."""
-    num_pairs = None if pairs is None else min(pairs, published.num_contents * published.num_styles)
-    for option, asked, found in (
-        ("--content", content_uri and open_pictures(content_uri).digest, published.content_digest),
-        ("--style", style_uri and open_pictures(style_uri).digest, published.style_digest),
-        ("--pairs", num_pairs, len(published)),
-        ("--size", size, published.size),
-        ("--seed", seed, published.seed),
-    ):
-        if asked is not None and asked != found:
-            raise ValueError(
-                f"{set_uri} was made with another {option}: {str(found)[:12]}, not {str(asked)[:12]}; leave "
-                f"{option} out to use the set as it is, or name another --evaluation-set"
-            )
 
 
 def _identity(chosen: EvaluationSet, vgg: VGGFeatures | None, artists_uri: str | None) -> Identity:

@@ -22,11 +22,86 @@ import torch
 
 from infra import places, storage
 from nst.images import ImageError, encode_image, open_image
-from pipelines.evaluation_set import EvaluationSet, Reference, picture_of, pixels_of
+from pipelines.console import say
+from pipelines.evaluation_set import (
+    NUM_PAIRS,
+    SEED,
+    SIZE,
+    EvaluationSet,
+    Reference,
+    make_evaluation_set,
+    open_pictures,
+    picture_of,
+    pixels_of,
+)
 
 MANIFEST_NAME = "evaluation_set.json"
 FORMAT_VERSION = 2
 TAR_NAME = re.compile(r"pairs-[0-9a-f]{16}\.tar")  # one that leads elsewhere is not followed
+
+
+def find_or_make_set(
+    set_uri: str | None,
+    content_uri: str | None,
+    style_uri: str | None,
+    pairs: int | None,
+    size: int | None,
+    seed: int | None,
+) -> EvaluationSet:
+    """The published set if there is one, else one made of the sources (and published, if it has a place). Of
+    a published set's sources nothing is read; where they are given they are listed.
+
+    Raises:
+        ValueError: the sources are missing, or what was asked for is not what was published.
+    """
+    published = read_set(set_uri) if set_uri else None
+    if published is not None:
+        assert set_uri is not None
+        _check_published(set_uri, published, content_uri, style_uri, pairs, size, seed)
+        return published
+    if not content_uri or not style_uri:
+        remedy = f"{set_uri} holds no {MANIFEST_NAME} yet: to make it, give" if set_uri else "give"
+        raise ValueError(f"{remedy} --content URI and --style URI, corpora or folders of pictures")
+    chosen = make_evaluation_set(
+        open_pictures(content_uri),
+        open_pictures(style_uri),
+        num_pairs=pairs or NUM_PAIRS,
+        size=size or SIZE,
+        seed=SEED if seed is None else seed,
+    )
+    if set_uri is None:
+        return chosen
+    publish_set(chosen, set_uri)
+    published = read_set(set_uri)
+    if published is None or published.identity() != chosen.identity():
+        raise ValueError(f"somebody else published another set at {set_uri} just now; start again to use it")
+    say(f"pairs     {set_uri}, {len(published)} pairs, digest {published.digest[:12]}")
+    return published
+
+
+def _check_published(
+    set_uri: str,
+    published: EvaluationSet,
+    content_uri: str | None,
+    style_uri: str | None,
+    pairs: int | None,
+    size: int | None,
+    seed: int | None,
+) -> None:
+    """Raises ValueError where an option that was given says otherwise than the published set."""
+    num_pairs = None if pairs is None else min(pairs, published.num_contents * published.num_styles)
+    for option, asked, found in (
+        ("--content", content_uri and open_pictures(content_uri).digest, published.content_digest),
+        ("--style", style_uri and open_pictures(style_uri).digest, published.style_digest),
+        ("--pairs", num_pairs, len(published)),
+        ("--size", size, published.size),
+        ("--seed", seed, published.seed),
+    ):
+        if asked is not None and asked != found:
+            raise ValueError(
+                f"{set_uri} was made with another {option}: {str(found)[:12]}, not {str(asked)[:12]}; leave "
+                f"{option} out to use the set as it is, or name another --evaluation-set"
+            )
 
 
 def publish_set(chosen: EvaluationSet, uri: str) -> None:

@@ -35,7 +35,7 @@ from pipelines.evaluate_model import evaluate
 from pipelines.evaluation_record import write_files
 from pipelines.evaluation_set import choose_pairs, make_evaluation_set, open_pictures
 from pipelines.measure_models import baseline_method, model_method, sensitivities
-from pipelines.published_set import publish_set, read_set
+from pipelines.published_set import find_or_make_set, publish_set, read_set
 from pipelines.registration import register_checkpoint
 from pipelines.seen_pictures import seen_pictures, unknown
 from tests.checkpoints import tiny_checkpoint
@@ -373,6 +373,27 @@ def test_a_changed_picture_is_another_evaluation_set(folders: tuple[Path, Path],
     assert open_pictures(str(tmp_path)).digest == open_pictures(str(folders[1])).digest
     Image.new("RGB", (64, 64)).save(tmp_path / "0.jpg")
     assert open_pictures(str(tmp_path)).digest != open_pictures(str(folders[1])).digest
+
+
+def test_pictures_that_are_not_chosen_are_not_read(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of the sources of a published set none at all."""
+    for number in range(30):
+        shutil.copy(folders[1] / "0.jpg", tmp_path / f"{number}.jpg")
+    read_bytes, seen = storage.read_bytes, Counter[str]()
+
+    def watched(uri: str, **options: Any) -> bytes:
+        seen[uri] += uri.endswith((".jpg", ".png"))
+        return read_bytes(uri, **options)
+
+    monkeypatch.setattr(storage, "read_bytes", watched)
+    wanted = (str(tmp_path / "set"), str(folders[0]), str(tmp_path), 4, 64, 0)
+    made = find_or_make_set(*wanted)
+    assert seen.total() == 3 + 4
+    seen.clear()
+    assert find_or_make_set(*wanted).identity() == made.identity()
+    assert seen.total() == 0
 
 
 def test_sensitivity_is_measured_for_each_content(model: str, folders: tuple[Path, Path]) -> None:
