@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -25,6 +26,7 @@ from pipelines.evaluation import MAX_MODELS, EvaluatedModel, Evaluation, model_t
 from pipelines.evaluation_record import Kept, find_files, record, write_files
 from pipelines.evaluation_report import report_files
 from pipelines.evaluation_set import NUM_PAIRS, SEED, SIZE, EvaluationSet, Identity
+from pipelines.evaluation_verdict import lineage
 from pipelines.lineage import code_digest
 from pipelines.measure_models import Measured, baseline_method, measure, model_method
 from pipelines.measures import BASELINE_TITLES, MEASURES, Summary
@@ -34,6 +36,17 @@ from pipelines.seen_pictures import seen_pictures, unknown
 from pipelines.training_record import code_version
 
 MIN_SIZE = MIN_SIDE + STRIDE  # px; a picture is also moved by a few
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model that is evaluated, and what the registry knows of it: asked before the measuring, which may
+    take longer than the registry is there."""
+
+    model: ResolvedModel
+    version: RegisteredVersion | None
+    seen: Mapping[str, Any]
+    lineage: Mapping[str, str]
 
 
 @click.command("evaluate", cls=Stage)
@@ -101,12 +114,9 @@ def evaluate(
                 f"only {num} {side}{'s' if num > 1 else ''}: how figures would move with others cannot be "
                 f"told, and no interval is to be trusted; give {MIN_GROUPS} or more"
             )
-    versions = [_version_of(name, one) for name, one in zip(names, resolved, strict=True)]
-    seen = [_seen(version, chosen) for version in versions]
+    subjects = [_subject(name, one, chosen) for name, one in zip(names, resolved, strict=True)]
     identity, code = _identity(chosen, vgg, artists_uri), code_digest()
-    known = [
-        {"model_digest": one.digest, "seen": one_seen} for one, one_seen in zip(resolved, seen, strict=True)
-    ]
+    known = [{"model_digest": one.model.digest, "seen": one.seen} for one in subjects]
     found = find_files(report_uri, identity, code, known)
     report = places.join(report_uri, REPORT_FILE)
     if found is not None:
@@ -121,12 +131,13 @@ def evaluate(
             "Artists": artists_uri,
         }
         facts = _facts(sources, judge, identity, code)
-        evaluation = _measured(chosen, resolved, seen, vgg, judge, identity, code, facts)
+        evaluation = _measured(chosen, subjects, vgg, judge, identity, code, facts)
         kept, files = [evaluation.kept(one) for one in evaluation.models], report_files(evaluation)
         write_files(files, report_uri)
         say(f"report    {report}")
     _print_table(kept)
-    return _result(resolved, kept, report, record(versions, kept, files, report_uri))
+    recorded = record([one.version for one in subjects], kept, files, report_uri)
+    return _result(resolved, kept, report, recorded)
 
 
 def _resolve(names: Sequence[str]) -> list[ResolvedModel]:
@@ -157,8 +168,7 @@ def _identity(chosen: EvaluationSet, vgg: VGGFeatures | None, artists_uri: str |
 
 def _measured(
     chosen: EvaluationSet,
-    resolved: Sequence[ResolvedModel],
-    seen: Sequence[Mapping[str, Any]],
+    subjects: Sequence[Subject],
     vgg: VGGFeatures | None,
     judge: ArtistJudge | None,
     identity: Identity,
@@ -173,25 +183,28 @@ def _measured(
         return summarize(ordered, pairs, measured.own_pairs, shares)
 
     models = []
-    total = len(chosen) * (len(resolved) + len(BASELINE_TITLES))
+    total = len(chosen) * (len(subjects) + len(BASELINE_TITLES))
     with Progress("evaluate", total=total, unit="pair") as progress:
         baselines = {
             name: summary(measure(chosen, baseline_method(name), progress, vgg=vgg, judge=judge))
             for name in BASELINE_TITLES
         }
-        for number, (one, seen_of_it) in enumerate(zip(resolved, seen, strict=True)):
+        for number, subject in enumerate(subjects):
+            one = subject.model
             stylizer = Stylizer.load(one.checkpoint_dir)
             measured = measure(chosen, model_method(stylizer), progress, vgg=vgg, judge=judge)
             models.append(
                 EvaluatedModel(
-                    title=model_title(number, len(resolved)),
+                    title=model_title(number, len(subjects)),
                     name=_shown(one),
                     digest=one.digest,
                     approach=read_config(one.checkpoint_dir).model.kind,
                     num_parameters=num_parameters(stylizer.generator),
                     measures=summary(measured),
                     pictures=measured.pictures,
-                    seen=seen_of_it,
+                    seen=subject.seen,
+                    aliases=subject.version.aliases if subject.version else (),
+                    lineage=subject.lineage,
                 )
             )
     return Evaluation(
@@ -226,13 +239,13 @@ def _facts(
     return facts
 
 
-def _version_of(name: str, resolved: ResolvedModel) -> RegisteredVersion | None:
-    """None for a model that is not registered."""
-    if resolved.version is None:
-        return None
-    match = re.match(r"models:/([^/@]+)", name)
-    assert match is not None, name
-    return registry.get_version(match[1], resolved.version)
+def _subject(name: str, model: ResolvedModel, chosen: EvaluationSet) -> Subject:
+    version = None
+    if model.version is not None:
+        match = re.match(r"models:/([^/@]+)", name)
+        assert match is not None, name
+        version = registry.get_version(match[1], model.version)
+    return Subject(model=model, version=version, seen=_seen(version, chosen), lineage=lineage(version))
 
 
 def _seen(version: RegisteredVersion | None, chosen: EvaluationSet) -> dict[str, Any]:

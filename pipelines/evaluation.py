@@ -18,7 +18,8 @@ MAX_MODELS = len(LETTERS)
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
     """One model: `title` is short, for columns and plots; `pictures` are uint8 [N, 3, H, W], a pair each;
-    `seen` says which of the set's pictures it was trained on, as `pipelines.seen_pictures` tells it."""
+    `seen` says which of the set's pictures it was trained on, as `pipelines.seen_pictures` tells it;
+    `aliases` are those of a registered version, `lineage` is where that comes from, in words."""
 
     title: str
     name: str
@@ -28,6 +29,8 @@ class EvaluatedModel:
     measures: Summary
     pictures: Tensor
     seen: Mapping[str, Any]
+    aliases: tuple[str, ...] = ()
+    lineage: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

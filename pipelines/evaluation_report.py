@@ -9,6 +9,7 @@ from nst.images import encode_jpeg
 from pipelines.evaluation import Evaluation
 from pipelines.evaluation_pictures import sheet, spread, standing_out, trade_off
 from pipelines.evaluation_tables import differences, figures_table, findings
+from pipelines.evaluation_verdict import verdicts
 from pipelines.pages import fact_list, page, text
 
 # What is plotted against what, where it was measured.
@@ -52,6 +53,7 @@ def _page(evaluation: Evaluation) -> str:
             f"<td><code>{text(model.digest[:16])}</code></td></tr>"
             for model in models
         ),
+        verdicts=verdicts(evaluation),
         figures=figures_table(evaluation),
         trade_offs="\n".join(
             f'<figure class="plot"><img src="{trade_off(evaluation, style, content)}" '

@@ -32,14 +32,24 @@ from nst.stylize import Stylizer
 from pipelines import artist_judge, evaluate_model, registration
 from pipelines.artist_judge import judge_identity, train_judge
 from pipelines.evaluate_model import evaluate
+from pipelines.evaluation import EvaluatedModel, Evaluation
 from pipelines.evaluation_record import write_files
-from pipelines.evaluation_set import choose_pairs, make_evaluation_set, open_pictures
+from pipelines.evaluation_set import (
+    EvaluationSet,
+    Reference,
+    choose_pairs,
+    make_evaluation_set,
+    open_pictures,
+)
+from pipelines.evaluation_verdict import lineage, verdicts
 from pipelines.measure_models import baseline_method, model_method, sensitivities
+from pipelines.measures import Summary
 from pipelines.published_set import find_or_make_set, publish_set, read_set
 from pipelines.registration import register_checkpoint
 from pipelines.seen_pictures import seen_pictures, unknown
 from tests.checkpoints import tiny_checkpoint
 from tests.corpora import make_corpus, pieces
+from tests.evaluations import GOOD, evaluation_of, measures_of
 from tests.servers import S3Server, mlflow_server
 
 SMALL = ("--pairs", 4, "--size", 64)
@@ -163,6 +173,8 @@ def test_several_models_stand_side_by_side(model: str, folders: tuple[Path, Path
         assert f"{one['measures']['style_distance']['mean']:.3f}" in page.text
     assert "second/checkpoint" in page.text
     assert "model B − model A" in page.text
+    assert "NOthe evaluation has 4 pairs and gate.toml asks for 8" in page.text
+    assert "NOwhether it was trained on these pictures cannot be told: it is not registered" in page.text
     assert page.tags["img"] == 1 + (6 + 4) * (2 + 2 + 1)  # a plot; pairs that stand out, and all four
 
     refused = run(model, second, model, *corpora, "--report", tmp_path / "refused")
@@ -278,6 +290,47 @@ def test_artists_that_nobody_knows_are_refused(
     assert result.exit_code == 2, result.output
     assert "'unlabelled', and it has two works or more by 'china-bright'" in result.stderr
     assert not (tmp_path / "report").exists()
+
+
+def test_the_report_says_what_the_gate_would_say(
+    trained: Callable[[Mapping[str, str]], RegisteredVersion], tmp_path: Path
+) -> None:
+    """Beside the champion if it was measured too, and where a version comes from."""
+    version = trained({"style": make_corpus(tmp_path / "style", "style", per_label=2)})
+    kept, pixels = evaluation_of(GOOD), torch.zeros(24, 3, 8, 8)
+    names = [[str(number) for number in kept["pairs"][side]] for side in ("content", "style")]
+    reference = Reference(label="", sha256="", near_hash=None, phash="0")
+    chosen = EvaluationSet(
+        content=pixels, style=pixels, content_names=names[0], style_names=names[1],
+        content_references=[reference] * 24, style_references=[reference] * 24,
+        content_digest="", style_digest="", num_contents=24, num_styles=8, seed=0, size=8,
+    )  # fmt: skip
+    worse = measures_of((0.300, 0.600, 0.125, 0.500, -0.050, 0.120, 0.034))
+
+    def model(title: str, measures: Summary, **known: Any) -> EvaluatedModel:
+        made: dict[str, Any] = {"approach": "", "num_parameters": 0, "pictures": pixels.byte()}
+        return EvaluatedModel(title=title, name="", digest=title, measures=measures, **made, **known)
+
+    evaluation = Evaluation(
+        chosen=chosen,
+        models=[
+            model("A", kept["measures"], seen=unknown(""), lineage=lineage(version)),
+            model("B", worse, seen=unknown("gone")),
+            model("C", kept["measures"], seen=unknown(""), aliases=("champion",)),
+        ],
+        baselines=kept["baselines"],
+        identity=kept["evaluation_set"],
+        code_digest="",
+    )
+    first, second, champion = (Page(card).text for card in verdicts(evaluation).split("<section")[1:])
+    assert "A  passes all 10, beside C, the champion" in first
+    assert "okstyle_distance is 0.100, must be at most 0.115 (0.015 more than the champion)" in first
+    assert f"Version{version}" in first
+    assert "Trained on, stylestyle, digest " in first
+    assert "B  refused by 3 of 10" in second
+    assert "cannot be told: gone" in second
+    assert "NOstyle_distance is 0.125, must be at most 0.115" in second
+    assert "C  passes all 8, without a champion beside it" in champion
 
 
 def test_every_measure_is_explained() -> None:
