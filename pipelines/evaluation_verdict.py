@@ -47,7 +47,7 @@ def _card(evaluation: Evaluation, model: EvaluatedModel, gate: Gate) -> str:
         lines.append((False, str(error)))
     num_refused = sum(not passed for passed, _ in lines)
     verdict = f"refused by {num_refused} of {len(lines)}" if num_refused else f"passes all {len(lines)}"
-    beside = f", beside {champions[0].title}, the champion" if champions else ", without a champion beside it"
+    beside = f"beside {champions[0].title}, the champion" if champions else "without a champion beside it"
     items = "".join(
         f'<li><span class="sign {"yes" if passed else "no"}">{"ok" if passed else "NO"}</span>'
         f"<span>{text(line)}</span></li>"
@@ -55,7 +55,7 @@ def _card(evaluation: Evaluation, model: EvaluatedModel, gate: Gate) -> str:
     )
     facts = f'<dl class="facts">{fact_list(model.lineage)}</dl>' if model.lineage else ""
     return (
-        f'<section class="card"><h3>{text(model.title)} <code>{text(model.name)}</code> {verdict}'
+        f'<section class="card"><h3>{text(model.title)} <code>{text(model.name)}</code> {verdict} '
         f'<span class="small quiet">{text(beside)}</span></h3>'
         f'<ul class="findings">{items}</ul>{facts}</section>'
     )

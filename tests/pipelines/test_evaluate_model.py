@@ -323,14 +323,14 @@ def test_the_report_says_what_the_gate_would_say(
         code_digest="",
     )
     first, second, champion = (Page(card).text for card in verdicts(evaluation).split("<section")[1:])
-    assert "A  passes all 10, beside C, the champion" in first
+    assert "A  passes all 10 beside C, the champion" in first
     assert "okstyle_distance is 0.100, must be at most 0.115 (0.015 more than the champion)" in first
     assert f"Version{version}" in first
     assert "Trained on, stylestyle, digest " in first
     assert "B  refused by 3 of 10" in second
     assert "cannot be told: gone" in second
     assert "NOstyle_distance is 0.125, must be at most 0.115" in second
-    assert "C  passes all 8, without a champion beside it" in champion
+    assert "C  passes all 8 without a champion beside it" in champion
 
 
 def test_every_measure_is_explained() -> None:
