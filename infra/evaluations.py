@@ -18,6 +18,7 @@ from infra import registry, s3, tracking_server
 from infra.registry import RegisteredVersion
 from infra.run_delivery import MAX_DIGEST_CHARACTERS
 
+MEANS = "evaluation/"  # what the figures of a run are called that are means of an evaluation
 EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
 
 
@@ -25,8 +26,8 @@ def record_evaluation(
     name: str, version: int, evaluation: Mapping[str, Any], *, files: Mapping[str, bytes] | None = None
 ) -> None:
     """Keeps what an evaluation found: the whole as JSON and the files of its report beside the version's run,
-    the means as figures of the run and of its model, and which evaluation counts (the latest) in the
-    version's tags.
+    the means as figures of the run and of its model, and which evaluation counts in the version's tags: the
+    latest of each evaluation set, and the latest of all, whose means are tags too.
 
     Args:
         evaluation: {"measures": {name: {"mean", "low", "high", "values"}}, "baselines": {name: measures},
@@ -56,7 +57,7 @@ def record_evaluation(
     means = {key: float(value["mean"]) for key, value in evaluation["measures"].items()}
     metrics = [
         Metric(
-            f"evaluation/{key}",
+            f"{MEANS}{key}",
             mean,
             now,
             step=0,
@@ -68,14 +69,28 @@ def record_evaluation(
         for key, mean in means.items()
     ]
     client.log_batch(found.run_id, metrics=metrics)
+    for key in _names_of_means(client, found.run_id) - set(means):
+        if key in found.tags:  # of an evaluation that measured more
+            client.delete_model_version_tag(name, str(version), key)
     for key, mean in means.items():
         client.set_model_version_tag(name, str(version), key, f"{mean:.4f}")
     client.set_model_version_tag(name, str(version), "evaluation_set", set_digest)
     if REPORT_FILE in kept:
         report = f"runs:/{found.run_id}/{folder}/{REPORT_FILE}"
         client.set_model_version_tag(name, str(version), "report", report)
-    # Last, and in one tag: this is what makes the evaluation count.
-    client.set_model_version_tag(name, str(version), "evaluation", f"{path} {digest}")
+    # Last, and each in one tag: this is what makes the evaluation count.
+    for tag in (_tag_of(set_digest), "evaluation"):
+        client.set_model_version_tag(name, str(version), tag, f"{path} {digest}")
+
+
+def _names_of_means(client: MlflowClient, run_id: str) -> set[str]:
+    """The measures that any evaluation recorded in the run has had."""
+    figures = client.get_run(run_id).data.metrics
+    return {name.removeprefix(MEANS) for name in figures if name.startswith(MEANS)}
+
+
+def _tag_of(set_digest: str) -> str:
+    return f"evaluation.{set_digest[:12]}"
 
 
 def _log_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes], folder: str) -> None:
@@ -86,13 +101,16 @@ def _log_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes], fo
             client.log_artifacts(run_id, temporary, folder)
 
 
-def evaluation(version: RegisteredVersion) -> dict[str, Any] | None:
+def evaluation(version: RegisteredVersion, *, of_set: str | None = None) -> dict[str, Any] | None:
     """The latest recorded evaluation of `version`; None if there is none.
+
+    Args:
+        of_set: the latest on that set, as `evaluation_set_digest` tells it; None: on any.
 
     Raises:
         OSError: it is recorded but cannot be read, or was altered since.
     """
-    tag = version.tags.get("evaluation")
+    tag = version.tags.get("evaluation" if of_set is None else _tag_of(of_set))
     if tag is None or version.run_id is None:
         return None
     path, _, digest = tag.partition(" ")

@@ -181,6 +181,22 @@ def read_first_bytes(uri: str, num_bytes: int) -> bytes:
         return s3.patiently(fetch)
 
 
+def read_part(uri: str, offset: int, num_bytes: int) -> bytes:
+    """`num_bytes` (1 or more) of an object from `offset` on; fewer where it ends before."""
+    if not is_remote(uri):
+        with local_files.naming(uri), Path(places.local_path(uri)).open("rb") as file:
+            file.seek(offset)
+            return file.read(num_bytes)
+    bucket, key = places.bucket_and_object(uri)
+    wanted = f"bytes={offset}-{offset + num_bytes - 1}"
+
+    def fetch() -> bytes:
+        return s3.client().get_object(Bucket=bucket, Key=key, Range=wanted)["Body"].read()
+
+    with s3.errors(uri):
+        return s3.patiently(fetch)
+
+
 def download_file(uri: str, path: str) -> None:
     """Copies the object to the local file `path`, which appears when it is complete."""
     if not is_remote(uri):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,6 +188,14 @@ class Corpus:
         values = _read_index(self._files, shard).slice(row - int(self._first_rows[number]), 1).to_pylist()[0]
         names = ("key", "label", "source", "width", "height", "sha256", "phash")
         return Sample(shard=shard.name, **{name: values[name] for name in names})
+
+    def hashes(self) -> Iterator[tuple[int, list[str], NDArray[np.uint64]]]:
+        """Shard by shard: its first row, and of each of its samples the sha256 of the stored image (hex) and
+        the difference hash, a bit for a bit of `phash`. Reads the indexes alone."""
+        for first, shard in zip(self._first_rows.tolist(), self.manifest.shards, strict=False):
+            table = _read_index(self._files, shard, ["sha256", "phash"])
+            packed = bytes.fromhex("".join(table.column("phash").to_pylist()))
+            yield first, table.column("sha256").to_pylist(), np.frombuffer(packed, ">u8").astype(np.uint64)
 
     def _read_column(self, name: str) -> NDArray[np.int32]:
         parts = [_read_index(self._files, shard, [name]).column(0) for shard in self.manifest.shards]

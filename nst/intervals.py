@@ -11,18 +11,25 @@ three times, too wide for sets where each picture is in few pairs.
 
 Simulated with effects of content, style and pair alike, 95 % intervals hold the truth in 93 % of 64 pairs of
 64 contents and 8 styles (single pairs resampled: 71 %), 92 % of 32 pairs of 8 and 8 (71 %), 90 % of 12 pairs
-of 6 and 4 (73 %). With 3 styles or fewer no interval is to be trusted.
+of 6 and 4 (73 %). With fewer than MIN_GROUPS contents or styles no interval is to be trusted: a single one
+cannot tell at all how much others would differ.
+
+A share (of hits, say) has no deviation where all figures agree, and may be another all the same: of n groups
+that all hit, a share of 1 - a^(1/n) of misses leaves no trace with probability a (for 5 % about 3 / n, the
+rule of three; Hanley and Lippman-Hand 1983). Its interval is at least that wide on that side.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+MIN_GROUPS = 4
 
 Groups = Sequence[Sequence[Hashable]]
 
@@ -41,6 +48,7 @@ def bootstrap_interval(
     *,
     groups: Groups = (),
     confidence: float = 0.95,
+    span: tuple[float, float] | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
@@ -49,6 +57,7 @@ def bootstrap_interval(
     Args:
         groups: what figures share, one label a figure: (contents, styles) of pairs. None: figures that are
             independent of each other.
+        span: of a share, the lowest and the highest that a figure can be: (0, 1), of hits and misses.
 
     Raises:
         ValueError: no values, labels of another number, or a confidence outside of (0, 1).
@@ -67,6 +76,11 @@ def bootstrap_interval(
     deviations = _deviations(sample - mean, groups, num_resamples, np.random.default_rng(seed))
     quantiles = np.quantile(deviations, [(1 - confidence) / 2, (1 + confidence) / 2])
     low, high = np.clip(mean + quantiles, *bounds)
+    if span is not None:
+        num_groups = min((len(set(labels)) for labels in groups), default=len(sample))
+        unseen = 1 - ((1 - confidence) / 2) ** (1 / num_groups)
+        low = max(span[0], min(low, bounds[1] - unseen))
+        high = min(span[1], max(high, bounds[0] + unseen))
     return Interval(mean=mean, low=float(low), high=float(high))
 
 
@@ -77,6 +91,7 @@ def paired_interval(
     factor: float = 1.0,
     groups: Groups = (),
     confidence: float = 0.95,
+    is_share: bool = False,
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
@@ -95,6 +110,7 @@ def paired_interval(
         differences.tolist(),
         groups=groups,
         confidence=confidence,
+        span=(-factor, 1.0) if is_share else None,
         num_resamples=num_resamples,
         seed=seed,
     )
@@ -102,28 +118,32 @@ def paired_interval(
 
 def groups_for(pairs: Mapping[str, Sequence[int]], found: Mapping[str, Any]) -> Groups:
     """The groups of a measure as `summarize` gives it: which content and which style its figures share."""
-    rows = found.get("rows", range(len(found["values"])))
-    return tuple([labels[row] for row in rows] for labels in pairs.values() if len(rows))
+    return tuple(found.get("pairs", pairs).values())
 
 
 def summarize(
     measures: Mapping[str, Sequence[float]],
     pairs: Mapping[str, Sequence[int]] | None = None,
-    rows: Mapping[str, Sequence[int]] | None = None,
+    own_pairs: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
+    shares: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """name -> {mean, low, high, values} of every measure, as JSON holds it.
 
     Args:
         pairs: which content and which style each pair has: {"content": [N], "style": [N]}.
-        rows: the pairs that a measure has figures of, if they are not all N in order; kept as "rows". Empty:
-            its figures are not of single pairs, and independent of each other.
+        own_pairs: by measure, the same of its figures where these are not of all N pairs in order; kept as
+            "pairs".
+        shares: the measures whose figures are hits and misses, 1 and 0; kept as "is_share".
     """
     summary = {}
     for name, values in measures.items():
         found: dict[str, Any] = {"values": list(values)}
-        if rows and name in rows:
-            found["rows"] = list(rows[name])
-        interval = bootstrap_interval(values, groups=groups_for(pairs or {}, found))
+        if own_pairs and name in own_pairs:
+            found["pairs"] = {side: list(labels) for side, labels in own_pairs[name].items()}
+        if name in shares:
+            found["is_share"] = True
+        span = (0.0, 1.0) if name in shares else None
+        interval = bootstrap_interval(values, groups=groups_for(pairs or {}, found), span=span)
         summary[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high, **found}
     return summary
 

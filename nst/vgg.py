@@ -5,9 +5,11 @@ The weights are torchvision's for ImageNet, or a local safetensors file; see `lo
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -74,6 +76,14 @@ class VGGFeatures(nn.Module):
                     raise ValueError(f"{name}.{kind} is {list(tensor.shape)}, not {list(shape)}")
                 self.register_buffer(f"{name}_{kind}", tensor.detach().float(), persistent=False)
         self.layers = names[1:]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the weights: figures of different ones do not compare."""
+        digest = hashlib.sha256()
+        for name, weights in sorted(self.named_buffers()):
+            digest.update(f"{name}\0".encode() + weights.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def deepest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,6 @@ class ArtistJudge:
 
     Attributes:
         artists: of each pair of the evaluation set, as the gallery's labels; -1: none of its artists.
-        digest: of the corpus of works.
         accuracy: share of the gallery's own works whose nearest other work is by the same artist: what the
             judge can tell apart at all. NaN where no artist has two works there.
     """
@@ -44,7 +44,6 @@ class ArtistJudge:
     gallery: Tensor
     gallery_labels: NDArray[np.int64]
     artists: NDArray[np.int64]
-    digest: str
     accuracy: float
 
     @property
@@ -67,6 +66,20 @@ class ArtistJudge:
         return retrieval_accuracy(queries, wanted[known], self.gallery, self.gallery_labels).hits.tolist()
 
 
+def judge_identity(artists_uri: str) -> dict[str, str | int | None]:
+    """What a judge's figures depend on, apart from the evaluation set: its works and how it is trained."""
+    recipe = {
+        name: value
+        for name, value in (train_artist_encoder.__kwdefaults__ or {}).items()
+        if name != "on_step"
+    }
+    text = json.dumps({**recipe, "num_steps": NUM_STEPS}, sort_keys=True, default=str)
+    return {
+        "artists_digest": open_corpus(artists_uri).manifest.digest,
+        "artists_training": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
 def train_judge(artists_uri: str, chosen: EvaluationSet, *, num_steps: int = NUM_STEPS) -> ArtistJudge:
     """A judge for the pairs of `chosen`, trained on labelled works: 0.14 CPU seconds a step.
 
@@ -78,12 +91,12 @@ def train_judge(artists_uri: str, chosen: EvaluationSet, *, num_steps: int = NUM
         ValueError: no corpus; its labels and those of the style pictures have too little in common.
     """
     corpus = open_corpus(artists_uri)
-    works = _other_works(corpus, chosen.references)
+    works = _other_works(corpus, chosen.style_references)
     labels = corpus.labels[works].astype(np.int64)
     seen, kept = split_works(labels)
     gallery_labels = labels[kept]
     known = {corpus.label_names[label]: int(label) for label in np.unique(gallery_labels)}
-    wanted = [reference.label for reference in chosen.references]
+    wanted = [reference.label for reference in chosen.style_references]
     artists = np.array([known.get(label, -1) for label in wanted])
     if not (artists >= 0).any():
         raise ValueError(
@@ -100,7 +113,6 @@ def train_judge(artists_uri: str, chosen: EvaluationSet, *, num_steps: int = NUM
         gallery=gallery,
         gallery_labels=gallery_labels,
         artists=artists,
-        digest=corpus.manifest.digest,
         accuracy=_accuracy(gallery, gallery_labels),
     )
     say(

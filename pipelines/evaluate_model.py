@@ -6,32 +6,47 @@ import datetime
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from infra import evaluations, places, registry, storage
+from infra import places, registry
+from infra.evaluations import REPORT_FILE
+from infra.registry import RegisteredVersion
 from nst.checkpoint import read_config
-from nst.intervals import summarize
-from nst.metrics import MIN_SIDE, STRIDE
+from nst.intervals import MIN_GROUPS, summarize
+from nst.metrics import MEASURES_VERSION, MIN_SIDE, STRIDE
 from nst.networks.blocks import num_parameters
 from nst.stylize import Stylizer
 from nst.vgg import VGGFeatures, load_vgg
-from pipelines.artist_judge import ArtistJudge, train_judge
+from pipelines.artist_judge import ArtistJudge, judge_identity, train_judge
 from pipelines.console import Progress, Stage, say
-from pipelines.evaluation import EvaluatedModel, Evaluation, title_of
+from pipelines.evaluation import MAX_MODELS, EvaluatedModel, Evaluation, model_title, title_of
+from pipelines.evaluation_record import Kept, find_files, record, write_files
 from pipelines.evaluation_report import report_files
-from pipelines.evaluation_set import EvaluationSet, make_evaluation_set, open_pictures
+from pipelines.evaluation_set import NUM_PAIRS, SEED, SIZE, EvaluationSet, Identity
+from pipelines.evaluation_verdict import lineage
 from pipelines.lineage import code_digest
 from pipelines.measure_models import Measured, baseline_method, measure, model_method
 from pipelines.measures import BASELINE_TITLES, MEASURES, Summary
 from pipelines.models import ResolvedModel, resolve_model
-from pipelines.published_set import MANIFEST_NAME, publish_set, read_set
+from pipelines.published_set import find_or_make_set
+from pipelines.seen_pictures import seen_pictures, unknown
 from pipelines.training_record import code_version
 
 MIN_SIZE = MIN_SIDE + STRIDE  # px; a picture is also moved by a few
-NUM_PAIRS, SIZE, SEED = 64, 256, 0
-LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model that is evaluated, and what the registry knows of it: asked before the measuring, which may
+    take longer than the registry is there."""
+
+    model: ResolvedModel
+    version: RegisteredVersion | None
+    seen: Mapping[str, Any]
+    lineage: Mapping[str, str]
 
 
 @click.command("evaluate", cls=Stage)
@@ -72,7 +87,7 @@ def evaluate(
     pairs, size and seed give the same pairs, so that models can be compared. Read content and style figures
     together: the unchanged content has the best content figures, the copied style the best style figures.
     DIR gets report.html, evaluation.json and grid.jpg. Of a registered version all of it is kept with it, for
-    `nst promote`.
+    `nst promote`. If MLflow is away by then, the same command records what lies in DIR.
 
     --evaluation-set publishes the pairs where there are none yet; from then on they are used as they lie
     there, and --content and --style need not be given. --artists trains an encoder on labelled works (some
@@ -90,28 +105,44 @@ def evaluate(
     vgg = load_vgg(vgg_path) if vgg_path else None
     names = [f"models:/{model_name}/{name}" if name.isdecimal() else name for name in (model, *others)]
     resolved = _resolve(names)
-    chosen = _evaluation_set(set_uri, content_uri, style_uri, pairs, size, seed)
+    chosen = find_or_make_set(set_uri, content_uri, style_uri, pairs, size, seed)
     if len(chosen) < (pairs or NUM_PAIRS) and set_uri is None:
         say(f"there are only {len(chosen)} different pairs; all of them are measured")
-    judge = train_judge(artists_uri, chosen) if artists_uri else None
-    sources = {"Contents": content_uri, "Styles": style_uri, "Pairs kept at": set_uri, "Artists": artists_uri}
-    evaluation = _measured(chosen, resolved, vgg, judge, _facts(sources, judge))
-    _print_table(evaluation)
-    files = report_files(evaluation)
-    for name, data in files.items():
-        storage.write_bytes(places.join(places.absolute(report_uri), name), data)
-    report = places.join(report_uri, "report.html")
-    say(f"report    {report}")
-    recorded = [
-        _record(name, one, evaluation.kept(found), files)
-        for name, one, found in zip(names, resolved, evaluation.models, strict=True)
-    ]
-    return _result(evaluation, resolved, report, recorded)
+    for side, numbers in chosen.pairs().items():
+        if (num := len(set(numbers))) < MIN_GROUPS:
+            say(
+                f"only {num} {side}{'s' if num > 1 else ''}: how figures would move with others cannot be "
+                f"told, and no interval is to be trusted; give {MIN_GROUPS} or more"
+            )
+    subjects = [_subject(name, one, chosen) for name, one in zip(names, resolved, strict=True)]
+    identity, code = _identity(chosen, vgg, artists_uri), code_digest()
+    known = [{"model_digest": one.model.digest, "seen": one.seen} for one in subjects]
+    found = find_files(report_uri, identity, code, known)
+    report = places.join(report_uri, REPORT_FILE)
+    if found is not None:
+        kept, files = found
+        say(f"report    {report}: it is there already, nothing is measured again")
+    else:
+        judge = train_judge(artists_uri, chosen) if artists_uri else None
+        sources = {
+            "Contents": content_uri,
+            "Styles": style_uri,
+            "Pairs kept at": set_uri,
+            "Artists": artists_uri,
+        }
+        facts = _facts(sources, judge, identity, code)
+        evaluation = _measured(chosen, subjects, vgg, judge, identity, code, facts)
+        kept, files = [evaluation.kept(one) for one in evaluation.models], report_files(evaluation)
+        write_files(files, report_uri)
+        say(f"report    {report}")
+    _print_table(kept)
+    recorded = record([one.version for one in subjects], kept, files, report_uri)
+    return _result(resolved, kept, report, recorded)
 
 
 def _resolve(names: Sequence[str]) -> list[ResolvedModel]:
-    if len(names) > len(LETTERS):
-        raise ValueError(f"{len(names)} models are too many for one report; give {len(LETTERS)} at most")
+    if len(names) > MAX_MODELS:
+        raise ValueError(f"{len(names)} models are too many for one report; give {MAX_MODELS} at most")
     resolved: dict[str, ResolvedModel] = {}
     for name in names:
         found = resolve_model(name)
@@ -124,107 +155,61 @@ def _resolve(names: Sequence[str]) -> list[ResolvedModel]:
     return list(resolved.values())
 
 
-def _evaluation_set(
-    set_uri: str | None,
-    content_uri: str | None,
-    style_uri: str | None,
-    pairs: int | None,
-    size: int | None,
-    seed: int | None,
-) -> EvaluationSet:
-    """The published set if there is one, else one made of the sources (and published, if it has a place).
-
-    Raises:
-        ValueError: the sources are missing, or what was asked for is not what was published.
-    """
-    published = read_set(set_uri) if set_uri else None
-    if published is not None:
-        assert set_uri is not None
-        _check_published(set_uri, published, content_uri, style_uri, pairs, size, seed)
-        return published
-    if not content_uri or not style_uri:
-        remedy = f"{set_uri} holds no {MANIFEST_NAME} yet: to make it, give" if set_uri else "give"
-        raise ValueError(f"{remedy} --content URI and --style URI, corpora or folders of pictures")
-    chosen = make_evaluation_set(
-        open_pictures(content_uri),
-        open_pictures(style_uri),
-        num_pairs=pairs or NUM_PAIRS,
-        size=size or SIZE,
-        seed=SEED if seed is None else seed,
-    )
-    if set_uri is None:
-        return chosen
-    publish_set(chosen, set_uri)
-    published = read_set(set_uri)
-    if published is None or published.identity() != chosen.identity():
-        raise ValueError(f"somebody else published another set at {set_uri} just now; start again to use it")
-    say(f"pairs     {set_uri}, {len(published)} pairs, digest {published.digest[:12]}")
-    return published
-
-
-def _check_published(
-    set_uri: str,
-    published: EvaluationSet,
-    content_uri: str | None,
-    style_uri: str | None,
-    pairs: int | None,
-    size: int | None,
-    seed: int | None,
-) -> None:
-    """Raises ValueError where an option that was given says otherwise than the published set."""
-    num_pairs = None if pairs is None else min(pairs, published.num_contents * published.num_styles)
-    for option, asked, found in (
-        ("--content", content_uri and open_pictures(content_uri).digest, published.content_digest),
-        ("--style", style_uri and open_pictures(style_uri).digest, published.style_digest),
-        ("--pairs", num_pairs, len(published)),
-        ("--size", size, published.size),
-        ("--seed", seed, published.seed),
-    ):
-        if asked is not None and asked != found:
-            raise ValueError(
-                f"{set_uri} was made with another {option}: {str(found)[:12]}, not {str(asked)[:12]}; leave "
-                f"{option} out to use the set as it is, or name another --evaluation-set"
-            )
+def _identity(chosen: EvaluationSet, vgg: VGGFeatures | None, artists_uri: str | None) -> Identity:
+    """What makes figures comparable: the pairs, and all that measures them."""
+    nobody: Identity = {"artists_digest": None, "artists_training": None}
+    return {
+        **chosen.identity(),
+        "measures_version": MEASURES_VERSION,
+        "vgg_digest": vgg.digest if vgg else None,
+        **(judge_identity(artists_uri) if artists_uri else nobody),
+    }
 
 
 def _measured(
     chosen: EvaluationSet,
-    resolved: Sequence[ResolvedModel],
+    subjects: Sequence[Subject],
     vgg: VGGFeatures | None,
     judge: ArtistJudge | None,
+    identity: Identity,
+    code: str,
     facts: Mapping[str, object],
 ) -> Evaluation:
     pairs = chosen.pairs()
 
     def summary(measured: Measured) -> Summary:
         ordered = {name: measured.figures[name] for name in MEASURES if name in measured.figures}
-        return summarize(ordered, pairs, measured.rows)
+        shares = [name for name in ordered if MEASURES[name].is_share]
+        return summarize(ordered, pairs, measured.own_pairs, shares)
 
     models = []
-    total = len(chosen) * (len(resolved) + len(BASELINE_TITLES))
+    total = len(chosen) * (len(subjects) + len(BASELINE_TITLES))
     with Progress("evaluate", total=total, unit="pair") as progress:
         baselines = {
             name: summary(measure(chosen, baseline_method(name), progress, vgg=vgg, judge=judge))
             for name in BASELINE_TITLES
         }
-        for letter, one in zip(LETTERS, resolved, strict=False):
+        for number, subject in enumerate(subjects):
+            one = subject.model
             stylizer = Stylizer.load(one.checkpoint_dir)
             measured = measure(chosen, model_method(stylizer), progress, vgg=vgg, judge=judge)
             models.append(
                 EvaluatedModel(
-                    title="model" if len(resolved) == 1 else f"model {letter}",
+                    title=model_title(number, len(subjects)),
                     name=_shown(one),
                     digest=one.digest,
                     approach=read_config(one.checkpoint_dir).model.kind,
                     num_parameters=num_parameters(stylizer.generator),
                     measures=summary(measured),
                     pictures=measured.pictures,
+                    seen=subject.seen,
+                    aliases=subject.version.aliases if subject.version else (),
+                    lineage=subject.lineage,
                 )
             )
-    identity = chosen.identity()
-    if judge is not None:
-        identity["artists_digest"] = judge.digest
-    return Evaluation(chosen=chosen, models=models, baselines=baselines, identity=identity, facts=facts)
+    return Evaluation(
+        chosen=chosen, models=models, baselines=baselines, identity=identity, code_digest=code, facts=facts
+    )
 
 
 def _shown(model: ResolvedModel) -> str:
@@ -234,38 +219,52 @@ def _shown(model: ResolvedModel) -> str:
     return "/".join(places.absolute(model.name).split("/")[-2:])
 
 
-def _facts(sources: Mapping[str, str | None], judge: ArtistJudge | None) -> dict[str, object]:
+def _facts(
+    sources: Mapping[str, str | None], judge: ArtistJudge | None, identity: Identity, code: str
+) -> dict[str, object]:
     """Where the pictures are from, in words that mean something elsewhere, and what measured them."""
     facts: dict[str, object] = {
         what: uri if places.is_remote(uri) else places.name(uri) for what, uri in sources.items() if uri
     }
     if judge is not None:
         facts["Artists"] = (
-            f"{facts['Artists']} ({judge.digest[:12]}); top-1 of real works {judge.accuracy:.2f}; "
-            f"{len(judge.rows)} pairs have a known artist"
+            f"{facts['Artists']} ({str(identity['artists_digest'])[:12]}); "
+            f"top-1 of real works {judge.accuracy:.2f}; {len(judge.rows)} pairs have a known artist"
         )
+    weights = f", VGG-19 {str(identity['vgg_digest'])[:12]}" if identity["vgg_digest"] else ""
+    facts["Measures"] = f"version {MEASURES_VERSION}{weights}"
     version = importlib.metadata.version("nst")
-    facts["Code"] = f"nst {version}, commit {code_version()[:12]}, sources {code_digest()[:12]}"
+    facts["Code"] = f"nst {version}, commit {code_version()[:12]}, sources {code[:12]}"
     facts["Measured"] = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return facts
 
 
-def _record(
-    model: str, resolved: ResolvedModel, kept: Mapping[str, Any], files: Mapping[str, bytes]
-) -> str | None:
-    """Keeps figures and report with the registered version; None for a model that is not registered."""
-    if resolved.version is None:
-        return None
-    name = re.match(r"models:/([^/@]+)", model)
-    assert name is not None, model
-    evaluations.record_evaluation(name[1], resolved.version, kept, files=files)
-    recorded = f"models:/{name[1]}/{resolved.version}"
-    say(f"kept with {recorded}")
-    return recorded
+def _subject(name: str, model: ResolvedModel, chosen: EvaluationSet) -> Subject:
+    version = None
+    if model.version is not None:
+        match = re.match(r"models:/([^/@]+)", name)
+        assert match is not None, name
+        version = registry.get_version(match[1], model.version)
+    return Subject(model=model, version=version, seen=_seen(version, chosen), lineage=lineage(version))
+
+
+def _seen(version: RegisteredVersion | None, chosen: EvaluationSet) -> dict[str, Any]:
+    """Which of the pictures it was trained on; what is to be said of it is said."""
+    if version is None:
+        return unknown("it is not registered")
+    seen = seen_pictures(version, chosen)
+    if seen["unknown"]:
+        say(f"whether {version} was trained on these pictures cannot be told: {seen['unknown']}")
+    elif seen["pictures"]:
+        say(
+            f"{version} was trained on {seen['content']} of these contents and {seen['style']} of these "
+            f"styles ({seen['pictures'][0]})"
+        )
+    return seen
 
 
 def _result(
-    evaluation: Evaluation, resolved: Sequence[ResolvedModel], report: str, recorded: Sequence[str | None]
+    resolved: Sequence[ResolvedModel], kept: Sequence[Kept], report: str, recorded: Sequence[str | None]
 ) -> dict[str, Any]:
     """What the verb prints: means and intervals; the figures of single pairs are in evaluation.json."""
 
@@ -279,33 +278,31 @@ def _result(
             "model": one.name,
             "recorded": where,
             "model_digest": one.digest,
-            "measures": short(found.measures),
+            "measures": short(found["measures"]),
         }
-        for one, found, where in zip(resolved, evaluation.models, recorded, strict=True)
+        for one, found, where in zip(resolved, kept, recorded, strict=True)
     ]
     return {
         **models[0],
         "report": report,
-        "baselines": {name: short(found) for name, found in evaluation.baselines.items()},
-        "evaluation_set": dict(evaluation.identity),
+        "baselines": {name: short(found) for name, found in kept[0]["baselines"].items()},
+        "evaluation_set": kept[0]["evaluation_set"],
         **({"models": models} if len(models) > 1 else {}),
     }
 
 
-def _print_table(evaluation: Evaluation) -> None:
-    num_models = len(evaluation.models)
-    heads = "".join(
-        f"  {title_of(method):>{24 if number < num_models else 18}}"
-        for number, method in enumerate(evaluation.summaries)
-    )
+def _print_table(kept: Sequence[Kept]) -> None:
+    titles = [model_title(number, len(kept)) for number in range(len(kept))]
+    summaries = dict(zip(titles, (one["measures"] for one in kept), strict=True)) | kept[0]["baselines"]
+    heads = "".join(f"  {title_of(method):>{24 if method in titles else 18}}" for method in summaries)
     say(f"{'':18}{heads}")
-    for name in evaluation.models[0].measures:
+    for name in (name for name in MEASURES if name in kept[0]["measures"]):
         better = "lower" if MEASURES[name].lower_is_better else "higher"
         cells = ""
-        for number, found in enumerate(evaluation.summaries.values()):
+        for method, found in summaries.items():
             entry = found[name]
             interval = f"{entry['mean']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
-            cells += f"  {interval:>24}" if number < num_models else f"  {entry['mean']:>18.3f}"
+            cells += f"  {interval:>24}" if method in titles else f"  {entry['mean']:>18.3f}"
         say(f"{name:18}{cells}   {better} is better")
 
 

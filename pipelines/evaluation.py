@@ -8,13 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.evaluation_set import EvaluationSet
+from pipelines.evaluation_set import EvaluationSet, Identity
 from pipelines.measures import BASELINE_TITLES, Summary
+
+LETTERS = "ABCDEFGHIJ"
+MAX_MODELS = len(LETTERS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """One model: `title` is short, for columns and plots; `pictures` are uint8 [N, 3, H, W], a pair each."""
+    """One model: `title` is short, for columns and plots; `pictures` are uint8 [N, 3, H, W], a pair each;
+    `seen` says which of the set's pictures it was trained on, as `pipelines.seen_pictures` tells it;
+    `aliases` are those of a registered version, `lineage` is where that comes from, in words."""
 
     title: str
     name: str
@@ -23,6 +28,9 @@ class EvaluatedModel:
     num_parameters: int
     measures: Summary
     pictures: Tensor
+    seen: Mapping[str, Any]
+    aliases: tuple[str, ...] = ()
+    lineage: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +40,15 @@ class Evaluation:
     Attributes:
         baselines: measures by baseline.
         identity: what makes figures comparable, of the set and of whatever else took part.
+        code_digest: of the sources that measured.
         facts: what else the report should say.
     """
 
     chosen: EvaluationSet
     models: list[EvaluatedModel]
     baselines: Mapping[str, Summary]
-    identity: Mapping[str, str | int]
+    identity: Identity
+    code_digest: str
     facts: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -54,17 +64,28 @@ class Evaluation:
             "pairs": self.chosen.pairs(),
             "evaluation_set": dict(self.identity),
             "model_digest": model.digest,
+            "seen": dict(model.seen),
         }
 
     def as_json(self) -> dict[str, Any]:
         """What is kept of the first model; of several, what is kept of all under "models"."""
-        values = self.kept(self.models[0])
+        values = {**self.kept(self.models[0]), "code_digest": self.code_digest}
         if len(self.models) > 1:
             values["models"] = [
-                {"model": model.name, "model_digest": model.digest, "measures": model.measures}
+                {
+                    "model": model.name,
+                    "model_digest": model.digest,
+                    "measures": model.measures,
+                    "seen": dict(model.seen),
+                }
                 for model in self.models
             ]
         return values
+
+
+def model_title(number: int, num_models: int) -> str:
+    """How the model of that number, from 0, is called in a report on so many."""
+    return "model" if num_models == 1 else f"model {LETTERS[number]}"
 
 
 def title_of(method: str) -> str:

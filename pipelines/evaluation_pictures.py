@@ -20,7 +20,12 @@ from pipelines.pages import text
 
 NUM_SPREAD_ROWS = 8
 CELL, PAGE_CELL = 224, 256  # px
-MODEL_COLORS = ("#b8742a", "#c2507a", "#2f8f83", "#8065c9", "#a0902c", "#4d7fc4")  # on light and on dark
+# As many as there may be models, on light and on dark; the shape tells those that are close apart.
+MODEL_COLORS = (
+    *("#b8742a", "#c2507a", "#2f8f83", "#8065c9", "#a0902c"),
+    *("#4d7fc4", "#c8442f", "#4f9a3c", "#8d6552", "#6d7b8a"),
+)
+MODEL_MARKERS = "oD^vPX<>ph"
 BASELINE_COLORS = {"content": "#5b8db8", "style": "#7a9a54", "color_transfer": "#a077ad"}
 GREY = "#8a857c"
 STANDING_OUT = (
@@ -117,16 +122,13 @@ def trade_off(evaluation: Evaluation, style_measure: str, content_measure: str) 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axis = figure.subplots()
     axis.set_axisbelow(True)
-    for number, model in enumerate(evaluation.models):
-        color = MODEL_COLORS[number % len(MODEL_COLORS)]
+    for color, model in zip(MODEL_COLORS, evaluation.models, strict=False):
         x, y = (model.measures[name]["values"] for name in (style_measure, content_measure))
         axis.scatter(x, y, s=9, color=color, alpha=0.3, linewidths=0)
-    colors = [MODEL_COLORS[number % len(MODEL_COLORS)] for number in range(len(evaluation.models))]
-    for (method, found), color in zip(
-        evaluation.summaries.items(),
-        [*colors, *(BASELINE_COLORS[name] for name in evaluation.baselines)],
-        strict=True,
-    ):
+    num_models = len(evaluation.models)
+    marks = list(zip(MODEL_MARKERS, MODEL_COLORS, strict=True))[:num_models]
+    marks += [("s", BASELINE_COLORS[name]) for name in evaluation.baselines]
+    for (method, found), (marker, color) in zip(evaluation.summaries.items(), marks, strict=True):
         x, y = found[style_measure], found[content_measure]
         is_model = method not in evaluation.baselines
         axis.errorbar(
@@ -134,7 +136,7 @@ def trade_off(evaluation: Evaluation, style_measure: str, content_measure: str) 
             y["mean"],
             xerr=_sides(x),
             yerr=_sides(y),
-            fmt="o" if is_model else "s",
+            fmt=marker,
             color=color,
             markersize=9 if is_model else 7,
             linewidth=2,

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 
+from infra.evaluations import EVALUATION_FILE, REPORT_FILE
 from nst.images import encode_jpeg
 from pipelines.evaluation import Evaluation
 from pipelines.evaluation_pictures import sheet, spread, standing_out, trade_off
 from pipelines.evaluation_tables import differences, figures_table, findings
+from pipelines.evaluation_verdict import verdicts
 from pipelines.pages import fact_list, page, text
 
 # What is plotted against what, where it was measured.
 TRADE_OFFS = (("style_distance", "content_distance"), ("gram", "content_r31"))
 
 
+FILES = ("grid.jpg", REPORT_FILE, EVALUATION_FILE)
+
+
 def report_files(evaluation: Evaluation) -> dict[str, bytes]:
-    """name -> bytes of evaluation.json, grid.jpg and report.html, the page last."""
-    data = json.dumps(evaluation.as_json(), indent=2, sort_keys=True)
+    """name -> bytes of FILES."""
     return {
-        "evaluation.json": data.encode(),
         "grid.jpg": encode_jpeg(sheet(evaluation), quality=90),
-        "report.html": _page(evaluation).encode(),
+        REPORT_FILE: _page(evaluation).encode(),
+        EVALUATION_FILE: json.dumps(evaluation.as_json(), indent=2, sort_keys=True).encode(),
     }
 
 
@@ -49,6 +53,7 @@ def _page(evaluation: Evaluation) -> str:
             f"<td><code>{text(model.digest[:16])}</code></td></tr>"
             for model in models
         ),
+        verdicts=verdicts(evaluation),
         figures=figures_table(evaluation),
         trade_offs="\n".join(
             f'<figure class="plot"><img src="{trade_off(evaluation, style, content)}" '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable
@@ -16,16 +17,23 @@ from torch import Tensor
 from infra import places, storage
 from nst.corpus import Corpus
 from nst.grids import square
-from nst.images import SUFFIXES, ImageError, open_image, over_white
+from nst.images import SUFFIXES, ImageError, difference_hash, open_image, over_white
 from nst.manifest import MANIFEST_NAME
 from nst.near_duplicates import near_hash
 from nst.planning import NO_LABEL
+from pipelines.console import Progress
+
+NUM_PAIRS, SIZE, SEED = 64, 256, 0
+
+Identity = dict[str, str | int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSource:
-    """Pictures that can be had by number. `digest` stands for all of them; a picture in a folder that is no
-    corpus has the first part of its path as label, as `nst shard` would give it."""
+    """Pictures that can be had by number. `digest` stands for what there is to choose from: the manifest of a
+    corpus, of a folder the names and sizes of its pictures (what they show is told by the digest of the set
+    that is chosen). A picture in a folder that is no corpus has the first part of its path as label, as
+    `nst shard` would give it."""
 
     uri: str
     names: list[str]
@@ -37,12 +45,14 @@ class PictureSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What tells a style picture from others: its label, and the hashes of the file that it came from
-    (`near_hash` None: it is too flat to have one)."""
+    """What tells a picture from others: its label, and the hashes of the file that it came from: of its
+    bytes, and of its looks as `nst.near_duplicates` (None: it is too flat to have one) and as
+    `nst.images.difference_hash` (16 hex digits) take them."""
 
     label: str
     sha256: str
     near_hash: int | None
+    phash: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +64,8 @@ class EvaluationSet:
     style: Tensor
     content_names: list[str]
     style_names: list[str]
-    references: list[Reference]
+    content_references: list[Reference]
+    style_references: list[Reference]
     content_digest: str
     style_digest: str
     num_contents: int
@@ -65,8 +76,8 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.content)
 
-    def identity(self) -> dict[str, str | int]:
-        """What makes figures comparable: all of this must agree."""
+    def identity(self) -> Identity:
+        """What makes figures comparable, as far as it is the set's: all of this must agree."""
         return {
             "content_digest": self.content_digest,
             "style_digest": self.style_digest,
@@ -95,7 +106,8 @@ class EvaluationSet:
 
 
 def open_pictures(uri: str) -> PictureSource:
-    """A corpus, or a folder or prefix with pictures. Raises ValueError if it is neither."""
+    """A corpus, or a folder or prefix with pictures, of which none is read yet. Raises ValueError if it is
+    neither."""
     uri = places.absolute(uri)
     if storage.exists(places.join(uri, MANIFEST_NAME)):
         corpus = open_corpus(uri)
@@ -115,8 +127,9 @@ def open_pictures(uri: str) -> PictureSource:
         )
     digest = hashlib.sha256()
     for one in found:
-        digest.update(f"{one.key}\0{hashlib.sha256(storage.read_bytes(one.uri)).hexdigest()}\n".encode())
+        digest.update(f"{one.key}\0{one.num_bytes}\n".encode())
 
+    @functools.lru_cache(maxsize=1)  # it is decoded, then hashed
     def read(index: int) -> bytes:
         return storage.read_bytes(found[index].uri)
 
@@ -161,15 +174,19 @@ def make_evaluation_set(
 ) -> EvaluationSet:
     """Reads the pairs' pictures: middle squares, resized to `size` px."""
     pairs = choose_pairs(len(content.names), len(style.names), num_pairs, seed)
-    contents = {index: _load(content, index, size) for index, _ in pairs}
-    styles = {index: _load(style, index, size) for _, index in pairs}
-    references = {index: _reference(style, index) for index in styles}
+    wanted = [list(dict.fromkeys(pair[side] for pair in pairs)) for side in (0, 1)]
+    with Progress("read pictures", total=sum(map(len, wanted))) as progress:
+        contents, styles = (
+            {index: _read(source, index, size, progress) for index in indexes}
+            for source, indexes in zip((content, style), wanted, strict=True)
+        )
     return EvaluationSet(
-        content=torch.stack([contents[index] for index, _ in pairs]),
-        style=torch.stack([styles[index] for _, index in pairs]),
+        content=torch.stack([contents[index][0] for index, _ in pairs]),
+        style=torch.stack([styles[index][0] for _, index in pairs]),
         content_names=[content.names[index] for index, _ in pairs],
         style_names=[style.names[index] for _, index in pairs],
-        references=[references[index] for _, index in pairs],
+        content_references=[contents[index][1] for index, _ in pairs],
+        style_references=[styles[index][1] for _, index in pairs],
         content_digest=content.digest,
         style_digest=style.digest,
         num_contents=len(content.names),
@@ -189,12 +206,14 @@ def picture_of(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
-def _load(source: PictureSource, index: int, size: int) -> Tensor:
-    return picture_of(np.array(square(source.load(index), size)))
-
-
-def _reference(source: PictureSource, index: int) -> Reference:
+def _read(source: PictureSource, index: int, size: int, progress: Progress) -> tuple[Tensor, Reference]:
+    picture = picture_of(np.array(square(source.load(index), size)))
     data = source.read(index)
-    return Reference(
-        label=source.labels[index], sha256=hashlib.sha256(data).hexdigest(), near_hash=near_hash(data)
+    opened = open_image(data)
+    progress.advance()
+    return picture, Reference(
+        label=source.labels[index],
+        sha256=hashlib.sha256(data).hexdigest(),
+        near_hash=near_hash(data),
+        phash=difference_hash(over_white(opened.rgb, opened.alpha)),
     )

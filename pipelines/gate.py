@@ -17,6 +17,8 @@ from nst.intervals import Interval, groups_for, paired_interval
 DEFAULT_GATE = Path(__file__).with_name("gate.toml")
 
 ABSOLUTE, FACTOR, OFFSET = ("max", "min"), ("max_times", "min_times"), ("max_plus", "min_plus")
+LEAST = ("min_pairs", "min_contents", "min_styles")
+NUM_NAMED = 5  # pairs in a line
 LIMITS = (*ABSOLUTE, *FACTOR, *OFFSET)
 BASELINES = {
     "content": "the unchanged content",
@@ -24,6 +26,7 @@ BASELINES = {
     "color_transfer": "a mere transfer of colours",
 }
 CHAMPION = "champion"
+OTHERS = {**BASELINES, CHAMPION: "the champion"}
 
 Evaluation = Mapping[str, Any]
 Measures = Mapping[str, Mapping[str, Any]]
@@ -53,14 +56,16 @@ class Finding:
     Attributes:
         value: the measure's mean; NaN where it was not measured.
         bound: what it is held against; NaN where the other was not measured.
-        excess: `value - bound` with its interval over pairs, as far as both were measured pair by pair.
+        excess: `value - bound` with its interval over pairs; None where `problem` says why not.
+        figures: what the measure has figures of, in words.
     """
 
     rule: Rule
     value: float
     bound: float
     excess: Interval | None
-    num_pairs: int
+    problem: str
+    figures: str
 
     @property
     def passed(self) -> bool:
@@ -77,11 +82,9 @@ class Finding:
     def comparison(self) -> str:
         """The figures and what they amount to; what the rule is good for stands in the gate's file."""
         rule, excess = self.rule, self.excess
-        if math.isnan(self.value):
-            return f"{rule.measure} was not measured"
-        other = {**BASELINES, CHAMPION: "the champion"}.get(rule.than or "", "")
         if excess is None:
-            return f"{rule.measure} is {self.value:.3f}, but was not measured for {other}"
+            return self.problem
+        other = OTHERS.get(rule.than or "", "")
         text = f"{rule.measure} is {self.value:.3f}, must be at {'most' if rule.is_maximum else 'least'}"
         text += f" {self.bound:.3f}"
         if rule.limit in FACTOR:
@@ -93,8 +96,8 @@ class Finding:
         if excess.mean > 0 if rule.is_maximum else excess.mean < 0:
             return text + f": {abs(excess.mean):.3f} too {'high' if rule.is_maximum else 'low'}"
         return text + (
-            f": it is, but {self.num_pairs} pairs leave room for {excess.low:+.3f} to {excess.high:+.3f} "
-            "of that; measure more pairs"
+            f": it is, but {self.figures} leave room for {excess.low:+.3f} to {excess.high:+.3f} of that; "
+            "evaluate with more --pairs, of more contents and styles"
         )
 
 
@@ -106,6 +109,8 @@ class Gate:
     name: str
     digest: str
     min_pairs: int
+    min_contents: int
+    min_styles: int
     held_out: bool
     rules: tuple[Rule, ...]
 
@@ -120,14 +125,23 @@ class Gate:
         Raises:
             ValueError: the two evaluations are of different sets, or the set is too small.
         """
-        if "pairs" not in evaluation:
-            raise ValueError("the evaluation has no figures for single pairs; evaluate the version again")
-        num_pairs = evaluation["evaluation_set"]["num_pairs"]
-        if num_pairs < self.min_pairs:
-            raise ValueError(
-                f"the evaluation has {num_pairs} pairs and {self.name} asks for {self.min_pairs}; "
-                "evaluate the version on more images"
-            )
+        for one in (evaluation, champion or evaluation):
+            if "measures_version" not in one["evaluation_set"]:
+                whose = "version" if one is evaluation else "champion"
+                raise ValueError(
+                    f"the {whose}'s evaluation is of an earlier format; evaluate the {whose} again"
+                )
+        pairs = evaluation["pairs"]
+        for what, num, least in (
+            ("pairs", evaluation["evaluation_set"]["num_pairs"], self.min_pairs),
+            ("different contents", len(set(pairs["content"])), self.min_contents),
+            ("different styles", len(set(pairs["style"])), self.min_styles),
+        ):
+            if num < least:
+                raise ValueError(
+                    f"the evaluation has {num} {what} and {self.name} asks for {least}; "
+                    "evaluate the version on more images"
+                )
         if champion is not None and champion["evaluation_set"] != evaluation["evaluation_set"]:
             raise ValueError(
                 "the version and the champion were evaluated on different sets "
@@ -142,14 +156,20 @@ class Gate:
         ]
 
     def _find(self, rule: Rule, evaluation: Evaluation, other: Measures) -> Finding:
-        values = _values(evaluation["measures"], rule.measure)
+        measured = evaluation["measures"].get(rule.measure, {})
+        groups = groups_for(evaluation["pairs"], measured)
+        values, problem = _values(evaluation["measures"], rule.measure)
         mean = float(np.mean(values)) if values else math.nan
+        is_share = bool(measured.get("is_share"))
         factor, offset = (rule.number, 0.0) if rule.limit in FACTOR else (1.0, rule.number)
         if rule.than is None:
             others, bound = [0.0] * len(values), offset
         else:
-            others = _values(other, rule.measure)
+            others, problem_of_other = _values(other, rule.measure)
             bound = factor * float(np.mean(others)) + offset if others else math.nan
+            if problem_of_other and not problem:
+                why = problem_of_other.removeprefix(f"{rule.measure} ")
+                problem = f"{rule.measure} is {mean:.3f}, but {why} for {OTHERS[rule.than]}"
         excess = None
         if values and others and rule.confidence == 0:
             excess = Interval(mean=mean - bound, low=mean - bound, high=mean - bound)
@@ -159,22 +179,31 @@ class Gate:
                 values,
                 others,
                 factor=factor,
-                groups=groups_for(evaluation["pairs"], evaluation["measures"][rule.measure]),
+                groups=groups,
                 confidence=rule.confidence,
+                is_share=is_share,
             )
             excess = Interval(
                 mean=difference.mean - offset, low=difference.low - offset, high=difference.high - offset
             )
-        num_pairs = evaluation["evaluation_set"]["num_pairs"]
-        return Finding(rule=rule, value=mean, bound=bound, excess=excess, num_pairs=num_pairs)
+        sides = " and ".join(
+            f"{len(set(labels))} {side}s" for side, labels in zip(("content", "style"), groups, strict=False)
+        )
+        figures = f"{len(values)} figures of {sides}"
+        return Finding(rule=rule, value=mean, bound=bound, excess=excess, problem=problem, figures=figures)
 
 
-def _values(measures: Measures, name: str) -> list[float]:
-    """Its figures, one a pair; none where one of them is no number: a mean without it would be of others."""
-    values = [
-        math.nan if value is None else float(value) for value in measures.get(name, {}).get("values", [])
-    ]
-    return [] if any(map(math.isnan, values)) else values
+def _values(measures: Measures, name: str) -> tuple[list[float], str]:
+    """Its figures, one a pair, and ""; none where one of them is no number (a mean without it would be of
+    others), and why."""
+    found = measures.get(name, {}).get("values", [])
+    values = [math.nan if value is None else float(value) for value in found]
+    undefined = [str(number) for number, value in enumerate(values, start=1) if math.isnan(value)]
+    if undefined:
+        what = "figure" if "pairs" in measures[name] else "pair"
+        shown = ", ".join(undefined[:NUM_NAMED]) + (", …" if len(undefined) > NUM_NAMED else "")
+        return [], f"{name} is no number in {len(undefined)} of {len(values)} {what}s ({what} {shown})"
+    return values, "" if values else f"{name} was not measured"
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -196,18 +225,19 @@ def load_gate(path: str | Path | None = None) -> Gate:
         raise ValueError(f"{path}: there is no such gate file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
-    unknown = sorted(set(values) - {"confidence", "held_out", "min_pairs", "rule"})
+    unknown = sorted(set(values) - {"confidence", "held_out", *LEAST, "rule"})
     if unknown:
         raise ValueError(
             f"{path}: unknown {', '.join(unknown)}; "
-            "a gate holds confidence, held_out, min_pairs and [[rule]] tables"
+            f"a gate holds confidence, held_out, {', '.join(LEAST)} and [[rule]] tables"
         )
     rules = values.get("rule", [])
     if not isinstance(rules, list) or not rules:
         raise ValueError(f"{path} has no [[rule]]: a gate that cannot refuse is none")
-    min_pairs = values.get("min_pairs", 1)
-    if not isinstance(min_pairs, int) or isinstance(min_pairs, bool) or min_pairs < 1:
-        raise ValueError(f"{path}: min_pairs is {min_pairs!r}; give a whole number from 1")
+    least = {name: values.get(name, 1) for name in LEAST}
+    for name, value in least.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{path}: {name} is {value!r}; give a whole number from 1")
     confidence = _confidence(values.get("confidence", 0.95), str(path))
     held_out = values.get("held_out", True)
     if not isinstance(held_out, bool):
@@ -215,7 +245,7 @@ def load_gate(path: str | Path | None = None) -> Gate:
     return Gate(
         name=path.name,
         digest=hashlib.sha256(data).hexdigest(),
-        min_pairs=min_pairs,
+        **least,
         held_out=held_out,
         rules=tuple(_rule_of(number, rule, path, confidence) for number, rule in enumerate(rules, start=1)),
     )

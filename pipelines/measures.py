@@ -28,11 +28,13 @@ HEADINGS: dict[About, str] = {
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """What a measure says. `trivial`: the baselines that are good at it, or bad, by what they are: they are
-    no rivals, and to compare a model with them says nothing."""
+    no rivals, and to compare a model with them says nothing. `is_share`: its figures are hits and misses."""
 
     about: About
     meaning: str
     lower_is_better: bool
+
+    is_share: bool = False
 
     @property
     def trivial(self) -> tuple[str, ...]:
@@ -74,6 +76,7 @@ MEASURES = {
         about=about,
         meaning=meaning,
         lower_is_better={**LOWER_IS_BETTER, "artist_top1": False}.get(name, True),
+        is_share=name == "artist_top1",
     )
     for about, meanings in MEANINGS.items()
     for name, meaning in meanings.items()
@@ -96,7 +99,10 @@ def compare(
     if name not in found or name not in reference:
         return None
     interval = paired_interval(
-        found[name]["values"], reference[name]["values"], groups=groups_for(pairs, found[name])
+        found[name]["values"],
+        reference[name]["values"],
+        groups=groups_for(pairs, found[name]),
+        is_share=MEASURES[name].is_share,
     )
     is_lower, is_higher = interval.high < 0, interval.low > 0
     is_better = is_lower if MEASURES[name].lower_is_better else is_higher

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from infra import evaluations, promotions, registry, tracking_server, training_runs
+from infra import evaluations, promotions, registry, tracking_server
 from infra.printable import printable
 from infra.promotions import Event, Grounds
 from infra.registry import RegisteredVersion
@@ -144,8 +144,9 @@ def _examine(
         found = _evaluation_of(candidate, gate)
         findings = gate.check(found, None)
         if champion is not None and gate.champion_measures:
+            of_set = evaluations.evaluation_set_digest(found)
             reference = registry.get_version(candidate.name, champion)
-            findings = gate.check(found, _evaluation_of(reference, gate))
+            findings = gate.check(found, _evaluation_of(reference, gate, of_set))
     except (ValueError, OSError) as error:
         if not force:
             raise
@@ -154,8 +155,10 @@ def _examine(
     return found, findings, []
 
 
-def _evaluation_of(version: RegisteredVersion, gate: Gate) -> dict[str, Any]:
-    found = evaluations.evaluation(version)
+def _evaluation_of(version: RegisteredVersion, gate: Gate, of_set: str | None = None) -> dict[str, Any]:
+    """The latest; with `of_set` the latest on that set, if there is one."""
+    found = evaluations.evaluation(version, of_set=of_set) if of_set else None
+    found = found or evaluations.evaluation(version)
     if found is None:
         raise ValueError(
             f"{version} was not evaluated; run: "
@@ -164,19 +167,30 @@ def _evaluation_of(version: RegisteredVersion, gate: Gate) -> dict[str, Any]:
     if found["model_digest"] != version.digest:
         raise ValueError(f"the evaluation recorded for {version} is of another model; evaluate it again")
     if gate.held_out:
-        _require_unseen(version, found["evaluation_set"])
+        _require_unseen(version, found)
     return found
 
 
-def _require_unseen(version: RegisteredVersion, evaluation_set: Mapping[str, Any]) -> None:
-    """Raises ValueError if the pictures measured on are those of a corpus that the version was trained on."""
-    run = training_runs.find_run(version.run_id) if version.run_id else None
-    for corpus in run.corpora if run else ():
-        if corpus.digest in (evaluation_set["content_digest"], evaluation_set["style_digest"]):
-            raise ValueError(
-                f"{version} was evaluated on {corpus.uri}, which it was trained on; evaluate it on pictures "
-                "that it never saw, or write held_out = false into a gate of your own"
-            )
+def _require_unseen(version: RegisteredVersion, evaluation: Mapping[str, Any]) -> None:
+    """Raises ValueError if the version was trained on pictures that it was measured on, or if that cannot be
+    told."""
+    seen = evaluation.get("seen")
+    if seen is None:
+        raise ValueError(
+            f"the evaluation of {version} does not say what it was trained on; evaluate it again"
+        )
+    if seen["unknown"]:
+        raise ValueError(
+            f"it cannot be told whether {version} was trained on the pictures that it was evaluated on: "
+            f"{seen['unknown']}; evaluate it where the corpora of its training can be read, or write "
+            "held_out = false into a gate of your own"
+        )
+    if seen["pictures"]:
+        raise ValueError(
+            f"{version} was evaluated on pictures that it was trained on: {seen['content']} contents and "
+            f"{seen['style']} styles; {seen['pictures'][0]}; evaluate it on pictures that it never saw, or "
+            "write held_out = false into a gate of your own"
+        )
 
 
 def _after(champion: RegisteredVersion | None) -> str:

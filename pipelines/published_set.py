@@ -22,11 +22,86 @@ import torch
 
 from infra import places, storage
 from nst.images import ImageError, encode_image, open_image
-from pipelines.evaluation_set import EvaluationSet, Reference, picture_of, pixels_of
+from pipelines.console import say
+from pipelines.evaluation_set import (
+    NUM_PAIRS,
+    SEED,
+    SIZE,
+    EvaluationSet,
+    Reference,
+    make_evaluation_set,
+    open_pictures,
+    picture_of,
+    pixels_of,
+)
 
 MANIFEST_NAME = "evaluation_set.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TAR_NAME = re.compile(r"pairs-[0-9a-f]{16}\.tar")  # one that leads elsewhere is not followed
+
+
+def find_or_make_set(
+    set_uri: str | None,
+    content_uri: str | None,
+    style_uri: str | None,
+    pairs: int | None,
+    size: int | None,
+    seed: int | None,
+) -> EvaluationSet:
+    """The published set if there is one, else one made of the sources (and published, if it has a place). Of
+    a published set's sources nothing is read; where they are given they are listed.
+
+    Raises:
+        ValueError: the sources are missing, or what was asked for is not what was published.
+    """
+    published = read_set(set_uri) if set_uri else None
+    if published is not None:
+        assert set_uri is not None
+        _check_published(set_uri, published, content_uri, style_uri, pairs, size, seed)
+        return published
+    if not content_uri or not style_uri:
+        remedy = f"{set_uri} holds no {MANIFEST_NAME} yet: to make it, give" if set_uri else "give"
+        raise ValueError(f"{remedy} --content URI and --style URI, corpora or folders of pictures")
+    chosen = make_evaluation_set(
+        open_pictures(content_uri),
+        open_pictures(style_uri),
+        num_pairs=pairs or NUM_PAIRS,
+        size=size or SIZE,
+        seed=SEED if seed is None else seed,
+    )
+    if set_uri is None:
+        return chosen
+    publish_set(chosen, set_uri)
+    published = read_set(set_uri)
+    if published is None or published.identity() != chosen.identity():
+        raise ValueError(f"somebody else published another set at {set_uri} just now; start again to use it")
+    say(f"pairs     {set_uri}, {len(published)} pairs, digest {published.digest[:12]}")
+    return published
+
+
+def _check_published(
+    set_uri: str,
+    published: EvaluationSet,
+    content_uri: str | None,
+    style_uri: str | None,
+    pairs: int | None,
+    size: int | None,
+    seed: int | None,
+) -> None:
+    """Raises ValueError where an option that was given says otherwise than the published set."""
+    num_pairs = None if pairs is None else min(pairs, published.num_contents * published.num_styles)
+    for option, asked, found in (
+        ("--content", content_uri and open_pictures(content_uri).digest, published.content_digest),
+        ("--style", style_uri and open_pictures(style_uri).digest, published.style_digest),
+        ("--pairs", num_pairs, len(published)),
+        ("--size", size, published.size),
+        ("--seed", seed, published.seed),
+    ):
+        if asked is not None and asked != found:
+            raise ValueError(
+                f"{set_uri} was made with another {option}: {str(found)[:12]}, not {str(asked)[:12]}; leave "
+                f"{option} out to use the set as it is, or name another --evaluation-set"
+            )
 
 
 def publish_set(chosen: EvaluationSet, uri: str) -> None:
@@ -38,13 +113,9 @@ def publish_set(chosen: EvaluationSet, uri: str) -> None:
             f"{key}.{role}.png": encode_image(pixels_of(picture), None, "png")
             for role, picture in (("content", chosen.content[row]), ("style", chosen.style[row]))
         }
-        reference = chosen.references[row]
         pair = {
-            "content": chosen.content_names[row],
-            "style": chosen.style_names[row],
-            "style_label": reference.label,
-            "style_sha256": reference.sha256,
-            "style_near_hash": None if reference.near_hash is None else f"{reference.near_hash:016x}",
+            "content": _described(chosen.content_names[row], chosen.content_references[row]),
+            "style": _described(chosen.style_names[row], chosen.style_references[row]),
         }
         files = {**pictures, f"{key}.json": _json(pair)}
         members += files.items()
@@ -85,7 +156,8 @@ def read_set(uri: str) -> EvaluationSet | None:
         raise ValueError(f"{manifest_uri} is no manifest of an evaluation set; name another place") from None
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{uri} has format version {version}, this program reads {FORMAT_VERSION}; update it"
+            f"{uri} has format version {version}, this program reads {FORMAT_VERSION}: it was published by "
+            "another version of nst; publish the set anew, at another --evaluation-set"
         )
     try:
         return _set_of(manifest, _read_tar(uri, manifest))
@@ -104,9 +176,10 @@ def _set_of(manifest: dict[str, Any], files: dict[str, bytes]) -> EvaluationSet:
     found = EvaluationSet(
         content=pictures("content"),
         style=pictures("style"),
-        content_names=[pair["content"] for pair in described],
-        style_names=[pair["style"] for pair in described],
-        references=[_reference_of(pair) for pair in described],
+        content_names=[pair["content"]["name"] for pair in described],
+        style_names=[pair["style"]["name"] for pair in described],
+        content_references=[_reference_of(pair["content"]) for pair in described],
+        style_references=[_reference_of(pair["style"]) for pair in described],
         content_digest=manifest["content"]["digest"],
         style_digest=manifest["style"]["digest"],
         num_contents=manifest["content"]["num_pictures"],
@@ -120,12 +193,24 @@ def _set_of(manifest: dict[str, Any], files: dict[str, bytes]) -> EvaluationSet:
     return found
 
 
-def _reference_of(pair: dict[str, Any]) -> Reference:
-    bits = pair["style_near_hash"]
+def _described(name: str, reference: Reference) -> dict[str, Any]:
+    bits = None if reference.near_hash is None else f"{reference.near_hash:016x}"
+    return {
+        "name": name,
+        "label": reference.label,
+        "sha256": reference.sha256,
+        "near_hash": bits,
+        "phash": reference.phash,
+    }
+
+
+def _reference_of(described: dict[str, Any]) -> Reference:
+    bits = described["near_hash"]
     return Reference(
-        label=pair["style_label"],
-        sha256=pair["style_sha256"],
+        label=described["label"],
+        sha256=described["sha256"],
         near_hash=None if bits is None else int(bits, 16),
+        phash=described["phash"],
     )
 
 

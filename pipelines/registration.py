@@ -106,5 +106,5 @@ def wait_for_mlflow(consolation: str) -> None:
         except ValueError as error:
             if time.monotonic() > deadline:
                 raise StageFailed(f"{error}; {consolation}") from error
-            log.warning("%s; waiting for it, in order to register the model", error)
+            log.warning("%s; waiting for it, for up to %.0f s", error, deadline - time.monotonic())
             time.sleep(SECONDS_BETWEEN_TRIES)

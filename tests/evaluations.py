@@ -74,11 +74,13 @@ def evaluation_of(
     means: tuple[float, ...], digest: str | None = "", *, spread: float = 0.0, **evaluation_set: Any
 ) -> dict[str, Any]:
     known = {"content_digest": "c", "style_digest": "s", "num_pairs": NUM_PAIRS, "seed": 0, "size": 256}
+    measured = {"measures_version": 1, "vgg_digest": None}
     places = range(NUM_PAIRS)
     return {
         "measures": measures_of(means, spread),
         "baselines": {name: measures_of(figures) for name, figures in BASELINES.items()},
-        "evaluation_set": {**known, **evaluation_set},
+        "evaluation_set": {**known, **measured, **evaluation_set},
         "pairs": {"content": list(places), "style": [place % NUM_STYLES for place in places]},
         "model_digest": digest,
+        "seen": {"content": 0, "style": 0, "pictures": [], "unknown": ""},
     }

@@ -49,6 +49,8 @@ def test_what_was_written_is_read(root: str) -> None:
     assert storage.read_bytes(uri) == b"two, longer"
     assert storage.read_first_bytes(uri, 3) == b"two"
     assert storage.read_first_bytes(uri, 100) == b"two, longer"
+    assert storage.read_part(uri, 5, 4) == b"long"
+    assert storage.read_part(uri, 5, 100) == b"longer"
     second = storage.stat(uri)
     assert first is not None
     assert second is not None

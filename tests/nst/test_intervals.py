@@ -60,17 +60,26 @@ def test_paired_differences_see_what_two_intervals_hide() -> None:
     assert scaled.mean == pytest.approx(float((values - 0.5 * others).mean()))
     same = paired_interval([1.0, 3.0], [1.0, 3.0])
     assert (same.low, same.mean, same.high) == (0, 0, 0)
+    shares = paired_interval([1.0] * 12, [1.0] * 12, is_share=True)
+    assert shares.high == -shares.low == pytest.approx(3.1 / 12, rel=0.15)  # the rule of three, both sides
 
 
 def test_a_summary_holds_every_figure_and_the_pairs_that_it_is_of() -> None:
     pairs = {"content": [0, 0, 1, 1], "style": [0, 1, 0, 1]}
-    measures = {"one": [1.0] * 4, "some": [0.0, 4.0], "other": [1.0, 2.0]}
-    found = summarize(measures, pairs, {"some": [0, 3], "other": []})
+    measures = {"one": [1.0] * 4, "some": [0.0, 4.0], "other": [1.0] * 4}
+    own = {"some": {"content": [0, 1], "style": [0, 1]}}
+    found = summarize(measures, pairs, own, ["other"])
     assert found["one"] == {"mean": 1, "low": 1, "high": 1, "values": [1.0] * 4}
     assert found["some"]["low"] <= found["some"]["mean"] == 2 <= found["some"]["high"]
     assert groups_for(pairs, found["one"]) == ([0, 0, 1, 1], [0, 1, 0, 1])
     assert groups_for(pairs, found["some"]) == ([0, 1], [0, 1])
-    assert groups_for(pairs, found["other"]) == ()
+    assert found["other"] == {
+        "mean": 1,
+        "low": pytest.approx(0.025**0.5),  # two contents that hit: a share of 0.16 does so in one of 40 cases
+        "high": 1,
+        "values": [1.0] * 4,
+        "is_share": True,
+    }
     assert groups_for({}, found["one"]) == ()
 
 

@@ -113,6 +113,9 @@ def test_border_error_sees_a_spoiled_border(contents: torch.Tensor) -> None:
 def test_sensitivity_is_zero_if_the_style_is_ignored(contents: torch.Tensor) -> None:
     assert metrics.style_sensitivity(contents[:1].expand(3, -1, -1, -1)) == pytest.approx(0, abs=1e-6)
     assert metrics.style_sensitivity(contents) > 0.1
+    parts = metrics.sensitivity_parts(contents)
+    assert len(parts) == len(contents)
+    assert np.mean(parts) == pytest.approx(metrics.style_sensitivity(contents), rel=1e-5)
 
 
 def test_histograms_of_black_and_white_share_nothing() -> None:

@@ -95,6 +95,10 @@ def test_shallow_weights_end_at_conv3_1(vgg: VGGFeatures) -> None:
     assert set(shallow.pair_measures(*(pictures(1, 3, 32, 32).abs(),) * 3)) == {
         *("content_r31", "style_r11", "style_r21", "style_r31", "gram")
     }
+    weights = to_conv3_1(vgg)
+    assert VGGFeatures(weights).digest == shallow.digest != vgg.digest
+    weights["conv2_1.bias"][0] += 1e-3
+    assert VGGFeatures(weights).digest != shallow.digest
 
 
 def test_nothing_of_it_is_trained_or_kept(vgg: VGGFeatures) -> None:

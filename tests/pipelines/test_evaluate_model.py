@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import shutil
 from collections import Counter
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,19 +23,34 @@ from sklearn.datasets import load_sample_images
 from webdataset.compat import WebDataset
 
 from infra import evaluations, registry, storage, tracking_server
+from infra.registry import RegisteredVersion
+from infra.tracking import TrackedRun
+from nst.corpus import Corpus
 from nst.images import encode_jpeg
 from nst.metrics import LOWER_IS_BETTER
 from nst.stylize import Stylizer
-from pipelines import evaluate_model
-from pipelines.artist_judge import train_judge
+from pipelines import artist_judge, evaluate_model, registration
+from pipelines.artist_judge import judge_identity, train_judge
 from pipelines.evaluate_model import evaluate
-from pipelines.evaluation_set import choose_pairs, make_evaluation_set, open_pictures
+from pipelines.evaluation import EvaluatedModel, Evaluation
+from pipelines.evaluation_record import write_files
+from pipelines.evaluation_set import (
+    EvaluationSet,
+    Reference,
+    choose_pairs,
+    make_evaluation_set,
+    open_pictures,
+)
+from pipelines.evaluation_verdict import lineage, verdicts
 from pipelines.measure_models import baseline_method, model_method, sensitivities
-from pipelines.published_set import publish_set, read_set
+from pipelines.measures import Summary
+from pipelines.published_set import find_or_make_set, publish_set, read_set
 from pipelines.registration import register_checkpoint
+from pipelines.seen_pictures import seen_pictures, unknown
 from tests.checkpoints import tiny_checkpoint
 from tests.corpora import make_corpus, pieces
-from tests.servers import S3Server
+from tests.evaluations import GOOD, evaluation_of, measures_of
+from tests.servers import S3Server, mlflow_server
 
 SMALL = ("--pairs", 4, "--size", 64)
 
@@ -112,6 +130,7 @@ def test_the_figures_stand_beside_their_baselines(
     assert evaluation["evaluation_set"]["num_pairs"] == 4
     assert "content_distance" in result.stdout
     assert "lower is better" in result.stdout
+    assert "only 3 contents" in result.stdout
     with Image.open(tmp_path / "report" / "grid.jpg") as grid:
         assert grid.width > 4 * 200
 
@@ -154,6 +173,8 @@ def test_several_models_stand_side_by_side(model: str, folders: tuple[Path, Path
         assert f"{one['measures']['style_distance']['mean']:.3f}" in page.text
     assert "second/checkpoint" in page.text
     assert "model B − model A" in page.text
+    assert "NOthe evaluation has 4 pairs and gate.toml asks for 8" in page.text
+    assert "NOwhether it was trained on these pictures cannot be told: it is not registered" in page.text
     assert page.tags["img"] == 1 + (6 + 4) * (2 + 2 + 1)  # a plot; pairs that stand out, and all four
 
     refused = run(model, second, model, *corpora, "--report", tmp_path / "refused")
@@ -180,7 +201,7 @@ def test_a_published_set_stands_for_its_sources(
     assert [set(sample) - {"__key__", "__url__", "__local_path__"} for sample in samples] == [
         {"content.png", "style.png", "json"}
     ] * 4
-    assert json.loads(samples[0]["json"])["content"].endswith(".png")
+    assert json.loads(samples[0]["json"])["content"]["name"].endswith(".png")
 
     for options, words in (
         (("--seed", 5), "another --seed: 0, not 5"),
@@ -216,7 +237,8 @@ def test_a_set_has_the_same_bytes_in_a_folder_and_in_a_bucket(
     assert back is not None
     assert back.identity() == chosen.identity()
     assert back.pairs() == chosen.pairs()
-    assert back.references == chosen.references
+    assert back.content_references == chosen.content_references
+    assert back.style_references == chosen.style_references
     assert torch.equal(back.style, chosen.style)
 
 
@@ -251,8 +273,11 @@ def test_artists_are_judged_on_other_works(
     for measures in (kept["measures"], *kept["baselines"].values()):
         assert len(measures["artist_top1"]["values"]) == 12  # somebody is no artist of the corpus
         assert set(measures["artist_top1"]["values"]) <= {0.0, 1.0}
-        assert len(measures["artist_top1"]["rows"]) == 12
-    assert printed["evaluation_set"]["artists_digest"]
+        assert {len(labels) for labels in measures["artist_top1"]["pairs"].values()} == {12}
+    assert printed["evaluation_set"]["artists_digest"] == Corpus.open(corpus).manifest.digest
+    before = judge_identity(corpus)
+    monkeypatch.setattr(artist_judge, "NUM_STEPS", 10)
+    assert judge_identity(corpus)["artists_training"] != before["artists_training"]
     assert "of 16 works (8 left out)" in result.stdout  # the four, and their dark twins
     assert "artist_top1" in (tmp_path / "report" / "report.html").read_text()
 
@@ -267,6 +292,47 @@ def test_artists_that_nobody_knows_are_refused(
     assert not (tmp_path / "report").exists()
 
 
+def test_the_report_says_what_the_gate_would_say(
+    trained: Callable[[Mapping[str, str]], RegisteredVersion], tmp_path: Path
+) -> None:
+    """Beside the champion if it was measured too, and where a version comes from."""
+    version = trained({"style": make_corpus(tmp_path / "style", "style", per_label=2)})
+    kept, pixels = evaluation_of(GOOD), torch.zeros(24, 3, 8, 8)
+    names = [[str(number) for number in kept["pairs"][side]] for side in ("content", "style")]
+    reference = Reference(label="", sha256="", near_hash=None, phash="0")
+    chosen = EvaluationSet(
+        content=pixels, style=pixels, content_names=names[0], style_names=names[1],
+        content_references=[reference] * 24, style_references=[reference] * 24,
+        content_digest="", style_digest="", num_contents=24, num_styles=8, seed=0, size=8,
+    )  # fmt: skip
+    worse = measures_of((0.300, 0.600, 0.125, 0.500, -0.050, 0.120, 0.034))
+
+    def model(title: str, measures: Summary, **known: Any) -> EvaluatedModel:
+        made: dict[str, Any] = {"approach": "", "num_parameters": 0, "pictures": pixels.byte()}
+        return EvaluatedModel(title=title, name="", digest=title, measures=measures, **made, **known)
+
+    evaluation = Evaluation(
+        chosen=chosen,
+        models=[
+            model("A", kept["measures"], seen=unknown(""), lineage=lineage(version)),
+            model("B", worse, seen=unknown("gone")),
+            model("C", kept["measures"], seen=unknown(""), aliases=("champion",)),
+        ],
+        baselines=kept["baselines"],
+        identity=kept["evaluation_set"],
+        code_digest="",
+    )
+    first, second, champion = (Page(card).text for card in verdicts(evaluation).split("<section")[1:])
+    assert "A  passes all 10 beside C, the champion" in first
+    assert "okstyle_distance is 0.100, must be at most 0.115 (0.015 more than the champion)" in first
+    assert f"Version{version}" in first
+    assert "Trained on, stylestyle, digest " in first
+    assert "B  refused by 3 of 10" in second
+    assert "cannot be told: gone" in second
+    assert "NOstyle_distance is 0.125, must be at most 0.115" in second
+    assert "C  passes all 8 without a champion beside it" in champion
+
+
 def test_every_measure_is_explained() -> None:
     features = {"style_r11", "style_r21", "style_r31", "style_r41", "gram", "content_r31", "content_r41"}
     assert set(evaluate_model.MEASURES) == {*LOWER_IS_BETTER, *features, "artist_top1"}
@@ -279,6 +345,69 @@ def test_a_corpus_can_be_measured_on(model: str, folders: tuple[Path, Path], tmp
     )
     digest = json.loads((tmp_path / "content" / "corpus.json").read_text())["digest"]
     assert printed["evaluation_set"]["content_digest"] == digest
+
+
+@pytest.fixture
+def trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Mapping[str, str]], RegisteredVersion]:
+    """Makes a version of a run that was trained on those corpora, by their roles."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+    def version_of(corpora: Mapping[str, str]) -> RegisteredVersion:
+        with TrackedRun.start(name="trained") as run_of:
+            for role, uri in corpora.items():
+                run_of.log_corpus(role, uri, Corpus.open(uri).manifest.digest, context=role)
+        name = f"m{len(corpora)}"
+        client = tracking_server.client()
+        client.create_registered_model(name)
+        client.create_model_version(name, "nowhere", run_of.run_id)
+        return registry.get_version(name, 1)
+
+    return version_of
+
+
+def test_pictures_that_a_version_was_trained_on_are_told(
+    folders: tuple[Path, Path],
+    tmp_path: Path,
+    trained: Callable[[Mapping[str, str]], RegisteredVersion],
+) -> None:
+    """A part of the sources, compressed anew and in a folder of its own, beside pictures that are new."""
+    corpora = {role: make_corpus(tmp_path / role, role, per_label=4) for role in ("content", "style")}
+    version = trained(corpora)
+    known = tmp_path / "known"
+    known.mkdir()
+    for number in (1, 2, 9):  # the last is in no corpus
+        (known / f"{number}.jpg").write_bytes(encode_jpeg(pieces()["flower"][number], quality=70))
+    new, new_styles = (open_pictures(str(folder)) for folder in folders)
+    held_out = make_evaluation_set(new, new_styles, num_pairs=6, size=64, seed=0)
+    publish_set(held_out, str(tmp_path / "set"))
+    published = read_set(str(tmp_path / "set"))
+    assert published is not None
+    for chosen in (held_out, published):
+        assert seen_pictures(version, chosen) == unknown("")
+    some = make_evaluation_set(open_pictures(str(known)), new_styles, num_pairs=6, size=64, seed=0)
+    seen = seen_pictures(version, some)
+    assert (seen["content"], seen["style"], seen["unknown"]) == (2, 0, "")
+    told = sorted(seen["pictures"])
+    assert told[0].startswith("the content 1.jpg is 'flower-bright/1.jpg' of ")
+    assert len(told) == 2
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    for row in range(3):
+        (stored / f"{row}.jpg").write_bytes(Corpus.open(corpora["style"]).read(row))
+    styles = make_evaluation_set(new, open_pictures(str(stored)), num_pairs=6, size=64, seed=0)
+    assert seen_pictures(version, styles)["style"] == 3
+
+    assert (
+        "names no corpus of content"
+        in seen_pictures(trained({"style": corpora["style"]}), held_out)["unknown"]
+    )
+    shutil.rmtree(corpora["content"])
+    assert (
+        "content, which it was trained on, is not there as it was: gone"
+        in (seen_pictures(version, held_out)["unknown"])
+    )
 
 
 def test_pairs_are_distinct_and_even() -> None:
@@ -299,12 +428,35 @@ def test_a_changed_picture_is_another_evaluation_set(folders: tuple[Path, Path],
     assert open_pictures(str(tmp_path)).digest != open_pictures(str(folders[1])).digest
 
 
+def test_pictures_that_are_not_chosen_are_not_read(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of the sources of a published set none at all."""
+    for number in range(30):
+        shutil.copy(folders[1] / "0.jpg", tmp_path / f"{number}.jpg")
+    read_bytes, seen = storage.read_bytes, Counter[str]()
+
+    def watched(uri: str, **options: Any) -> bytes:
+        seen[uri] += uri.endswith((".jpg", ".png"))
+        return read_bytes(uri, **options)
+
+    monkeypatch.setattr(storage, "read_bytes", watched)
+    wanted = (str(tmp_path / "set"), str(folders[0]), str(tmp_path), 4, 64, 0)
+    made = find_or_make_set(*wanted)
+    assert seen.total() == 3 + 4
+    seen.clear()
+    assert find_or_make_set(*wanted).identity() == made.identity()
+    assert seen.total() == 0
+
+
 def test_sensitivity_is_measured_for_each_content(model: str, folders: tuple[Path, Path]) -> None:
     content, style = (open_pictures(str(folder)) for folder in folders)
     chosen = make_evaluation_set(content, style, num_pairs=6, size=64, seed=0)
-    assert len(sensitivities(chosen, model_method(Stylizer.load(model)))) == 3
-    assert max(sensitivities(chosen, baseline_method("content"))) == pytest.approx(0, abs=1e-6)
-    assert min(sensitivities(chosen, baseline_method("style"))) > 0.05
+    parts, pairs = sensitivities(chosen, model_method(Stylizer.load(model)))
+    assert len(parts) == 6
+    assert pairs == {"content": [0, 0, 1, 1, 2, 2], "style": [0, 1] * 3}
+    assert max(sensitivities(chosen, baseline_method("content"))[0]) == pytest.approx(0, abs=1e-6)
+    assert min(sensitivities(chosen, baseline_method("style"))[0]) > 0.05
 
 
 @pytest.mark.parametrize(
@@ -348,8 +500,13 @@ def test_figures_of_a_registered_version_are_kept_with_it(
     arguments = ("--content", folders[0], "--style", folders[1], "--report", tmp_path / "report", *SMALL)
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, "set_model_version_tag", unreachable)
-        assert run(version, *arguments).exit_code == 1
+        failed = run(version, *arguments)
+        assert failed.exit_code == 1
+        assert "the same command records them without measuring again" in failed.stderr
     assert evaluations.evaluation(registry.get_version("nst", version)) is None  # nothing half counts
+    with monkeypatch.context() as idle:
+        idle.setattr(evaluate_model, "measure", None)
+        assert found(run(version, *arguments))["recorded"] == f"models:/nst/{version}"
 
     other = tiny_checkpoint(tmp_path / "other", seed=1)
     printed = found(run(f"models:/nst/{version}", other, *arguments))
@@ -357,9 +514,39 @@ def test_figures_of_a_registered_version_are_kept_with_it(
     registered = registry.get_version("nst", version)
     kept = evaluations.evaluation(registered)
     written = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    assert kept == {key: value for key, value in written.items() if key != "models"}
+    assert kept == {key: value for key, value in written.items() if key not in ("models", "code_digest")}
     run_id, _, path = registered.tags["report"].removeprefix("runs:/").partition("/")
     client = tracking_server.client()
     folder = Path(client.download_artifacts(run_id, str(Path(path).parent), str(tmp_path)))
     assert {file.name for file in folder.iterdir()} == {"evaluation.json", "grid.jpg", "report.html"}
     assert (folder / "report.html").read_bytes() == (tmp_path / "report" / "report.html").read_bytes()
+
+
+@pytest.mark.faults
+def test_a_server_that_goes_away_costs_no_figures(
+    model: str, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow is gone when all is measured: waited for, then told; the same command measures nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(registration, "SECONDS_BETWEEN_TRIES", 0.5)
+    arguments = ("--content", folders[0], "--style", folders[1], "--report", tmp_path / "report", *SMALL)
+    with contextlib.ExitStack() as servers, monkeypatch.context() as away:
+        first = servers.enter_context(mlflow_server(tmp_path / "mlflow"))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", first.uri)
+        version = register_checkpoint(model)
+
+        def write_then_stop(files: dict[str, bytes], report_uri: str) -> None:
+            write_files(files, report_uri)
+            servers.close()
+
+        away.setattr(evaluate_model, "write_files", write_then_stop)
+        away.setattr(registration, "SECONDS_WITHOUT_MLFLOW", 1.0)
+        gone = run(version, *arguments)
+        assert gone.exit_code == 1
+        assert f"the figures are in {tmp_path}/report/evaluation.json, and the same command" in gone.stderr
+        assert "Traceback" not in gone.output
+    port = int(first.uri.rpartition(":")[2])
+    with mlflow_server(tmp_path / "mlflow", port=port):
+        monkeypatch.setattr(evaluate_model, "measure", None)
+        assert found(run(version, *arguments))["recorded"] == f"models:/nst/{version}"
+        assert evaluations.evaluation(registry.get_version("nst", version)) is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nst.intervals import summarize
 from pipelines.gate import load_gate
 from tests.evaluations import BAD_MODELS, GOOD, MEASURES, evaluation_of
 
@@ -57,6 +58,8 @@ def test_it_compares_with_the_champion() -> None:
         assert failed.comparison.startswith(expected)
     with pytest.raises(ValueError, match=r"different sets \(seed 0 and 1\); evaluate both"):
         gate.check(evaluation_of(GOOD), evaluation_of(GOOD, seed=1))
+    with pytest.raises(ValueError, match=r"measures_version 1 and 2, vgg_digest None and abcd"):
+        gate.check(evaluation_of(GOOD), evaluation_of(GOOD, measures_version=2, vgg_digest="abcd"))
     with pytest.raises(ValueError, match=r"has 3 pairs and gate\.toml asks for 8"):
         gate.check(evaluation_of(GOOD, num_pairs=3), None)
 
@@ -90,8 +93,10 @@ def test_what_chance_may_have_brought_is_no_proof(
         "style_distance is 0.112, must be at most 0.116 (0.98 times a mere transfer of colours)"
     )
     if not passed:
-        assert ": it is, but 24 pairs leave room for -0.0" in str(finding)
-        assert str(finding).endswith("of that; measure more pairs - textures")
+        assert ": it is, but 24 figures of 24 contents and 8 styles leave room for -0.0" in str(finding)
+        assert str(finding).endswith(
+            "of that; evaluate with more --pairs, of more contents and styles - textures"
+        )
 
 
 def test_a_measure_that_is_missing_fails() -> None:
@@ -99,13 +104,40 @@ def test_a_measure_that_is_missing_fails() -> None:
     del evaluation["measures"]["style_distance"]
     del evaluation["baselines"]["style"]["edge_ssim"]
     evaluation["measures"]["checkerboard"]["values"][3] = math.nan
+    evaluation["baselines"]["content"]["structure_copied"]["values"][:6] = [None] * 6
     failed = [str(finding) for finding in load_gate().check(evaluation, None) if not finding.passed]
     assert failed == [
         "style_distance was not measured",
         "style_distance was not measured",
         "edge_ssim is 0.600, but was not measured for a copy of the style",
-        "checkerboard was not measured",
+        "structure_copied is 0.034, but is no number in 6 of 24 pairs (pair 1, 2, 3, 4, 5, …) for the "
+        "unchanged content",
+        "checkerboard is no number in 1 of 24 pairs (pair 4)",
     ]
+
+
+def test_a_share_without_a_miss_is_no_proof_of_a_share_of_one(tmp_path: Path) -> None:
+    (tmp_path / "gate.toml").write_text("[[rule]]\nmeasure = 'artist_top1'\nmin = 0.7\n")
+    gate, told = load_gate(tmp_path / "gate.toml"), []
+    for num_styles in (4, 24):
+        pairs = {"content": list(range(24)), "style": [place % num_styles for place in range(24)]}
+        found = summarize({"artist_top1": [1.0] * 24}, pairs, {"artist_top1": pairs}, ["artist_top1"])
+        assert found["artist_top1"]["high"] == 1
+        (finding,) = gate.check(evaluation_of(GOOD) | {"measures": found}, None)
+        told.append((finding.passed, str(finding)))
+    assert [passed for passed, _ in told] == [False, True]
+    assert "it is, but 24 figures of 24 contents and 4 styles leave room" in told[0][1]
+
+
+def test_it_asks_for_enough_contents_and_styles(tmp_path: Path) -> None:
+    text = "min_contents = 24\nmin_styles = 9\n[[rule]]\nmeasure = 'edge_ssim'\nmin = 0\n"
+    (tmp_path / "gate.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"has 8 different styles and gate\.toml asks for 9"):
+        load_gate(tmp_path / "gate.toml").check(evaluation_of(GOOD), None)
+    evaluation = evaluation_of(GOOD)
+    del evaluation["evaluation_set"]["measures_version"]
+    with pytest.raises(ValueError, match=r"the version's evaluation is of an earlier format"):
+        load_gate().check(evaluation, None)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +155,7 @@ def test_a_measure_that_is_missing_fails() -> None:
         ("[[rule]]\nmeasure = 'a'\nmax = 1\nthan = 'content'", "write max_times or max_plus"),
         ("[[rule]]\nmax = 1", "names no measure"),
         ("[[rule]]\nmeasure = 'a'\nmax = 1\nmaximum = 1", "unknown maximum"),
+        ("min_styles = 0\n[[rule]]\nmeasure = 'a'\nmax = 1", "min_styles is 0"),
         ("min_pairs = 0\n[[rule]]\nmeasure = 'a'\nmax = 1", "min_pairs is 0"),
         ("confidence = 95\n[[rule]]\nmeasure = 'a'\nmax = 1", "confidence is 95; give 0.95"),
         ("[[rule]]\nmeasure = 'a'\nmax = 1\nconfidence = 1", "confidence is 1; give 0.95"),

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from infra import evaluations, promotion_log, promotions, registry, tracking, tracking_server
+from infra import evaluations, promotion_log, promotions, registry, tracking_server
 from infra.promotions import Grounds, move_champion
 from infra.registry import RegisteredVersion
 from pipelines.cli import main
-from pipelines.gate import load_gate
+from pipelines.gate import DEFAULT_GATE, load_gate
 from pipelines.registration import register_checkpoint
 from tests.checkpoints import tiny_checkpoint
 from tests.evaluations import BAD_MODELS, GOOD, evaluation_of
@@ -37,7 +37,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RegisteredV
 @pytest.fixture
 def model(store: list[RegisteredVersion], request: pytest.FixtureRequest) -> str:
     """A registered model of its own with those versions as 1, 2 and 3; 1 and 2 are evaluated and good."""
-    name, client = request.node.name, tracking_server.client()
+    name, client = request.node.name.replace("[", "-").replace("]", ""), tracking_server.client()
     client.create_registered_model(name)
     for shared in store:
         client.create_model_version(name, shared.source, shared.run_id, shared.tags, model_id=shared.model_id)
@@ -47,9 +47,9 @@ def model(store: list[RegisteredVersion], request: pytest.FixtureRequest) -> str
     return name
 
 
-def record(model: str, version: int, means: tuple[float, ...]) -> None:
+def record(model: str, version: int, means: tuple[float, ...], **evaluation_set: Any) -> None:
     digest = registry.get_version(model, version).digest
-    evaluations.record_evaluation(model, version, evaluation_of(means, digest))
+    evaluations.record_evaluation(model, version, evaluation_of(means, digest, **evaluation_set))
 
 
 def run(*arguments: str) -> Result:
@@ -142,6 +142,33 @@ def test_a_refusal_names_the_measure_and_moves_nothing(model: str) -> None:
     assert "promote, forced" in run("history", "--model", model).stdout
 
 
+def test_the_champion_counts_by_its_figures_on_the_candidates_set(model: str) -> None:
+    """Whatever else it was evaluated on since."""
+    assert run("promote", "1", "--model", model).exit_code == 0
+    record(model, 1, BAD_MODELS["makes noise"][0], seed=1)
+    promoted = run("promote", "2", "--model", model)
+    assert promoted.exit_code == 0, promoted.output
+    assert "style_distance is 0.100, must be at most 0.115 (0.015 more than the champion)" in promoted.stdout
+    record(model, 1, GOOD, seed=2)
+    refused = run("promote", "1", "--model", model)
+    assert refused.exit_code == 2
+    assert "evaluated on different sets (seed 2 and 0)" in refused.stderr
+
+
+def test_figures_of_one_evaluation_stand_with_the_version(model: str) -> None:
+    """None of an earlier one that measured more."""
+    kept = evaluation_of(GOOD, registry.get_version(model, 1).digest)
+    evaluations.record_evaluation(
+        model, 1, kept | {"measures": {**kept["measures"], "gram": kept["measures"]["hist_style"]}}
+    )
+    assert registry.get_version(model, 1).tags["gram"] == "0.5000"
+    evaluations.record_evaluation(model, 1, kept)
+    tags = registry.get_version(model, 1).tags
+    assert "gram" not in tags
+    assert tags["hist_style"] == "0.5000"
+    assert tags["digest"]
+
+
 def test_mistakes_exit_with_2_and_the_remedy(model: str, tmp_path: Path) -> None:
     for arguments, expected in (
         (("promote", "3"), f"models:/{model}/3 was not evaluated; run: nst evaluate models:/{model}/3"),
@@ -176,18 +203,34 @@ def test_mistakes_exit_with_2_and_the_remedy(model: str, tmp_path: Path) -> None
     assert f"of the champion: models:/{model}/3 was not evaluated" in findings[-1]
 
 
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (
+            {"content": 0, "style": 2, "pictures": ["the style a.jpg is 'x.jpg' of s3://art"], "unknown": ""},
+            "trained on: 0 contents and 2 styles; the style a.jpg is 'x.jpg' of s3://art; evaluate it on",
+        ),
+        (
+            {"content": 0, "style": 0, "pictures": [], "unknown": "s3://art is gone"},
+            "it cannot be told whether models:/{model}/3 was trained on the pictures that it was evaluated "
+            "on: s3://art is gone; evaluate it where",
+        ),
+        (None, "does not say what it was trained on; evaluate it again"),
+    ],
+    ids=["seen", "unknown", "old"],
+)
 def test_figures_of_pictures_that_were_trained_on_count_for_nothing(
-    model: str, store: list[RegisteredVersion]
+    model: str, tmp_path: Path, seen: dict[str, Any] | None, words: str
 ) -> None:
-    with tracking.TrackedRun.start(name="trained") as run_of:
-        run_of.log_corpus("paintings", "s3://data/paintings", "s", context="style")
-    client, known = tracking_server.client(), store[0]
-    client.create_model_version(model, known.source, run_of.run_id, known.tags, model_id=known.model_id)
-    record(model, 4, GOOD)
-    refused = run("promote", "4", "--model", model)
+    kept = evaluation_of(GOOD, registry.get_version(model, 3).digest) | {"seen": seen}
+    evaluations.record_evaluation(model, 3, {key: value for key, value in kept.items() if value is not None})
+    refused = run("promote", "3", "--model", model)
     assert refused.exit_code == 2
-    assert f"{model}/4 was evaluated on s3://data/paintings, which it was trained on" in refused.stderr
-    assert run("promote", "1", "--model", model).exit_code == 0
+    assert words.format(model=model) in refused.stderr
+    (tmp_path / "gate.toml").write_text(
+        "held_out = false\n" + DEFAULT_GATE.read_text().replace("held_out = true", "")
+    )
+    assert run("promote", "3", "--model", model, "--gate", str(tmp_path / "gate.toml")).exit_code == 0
 
 
 def test_history_shows_what_was_done_behind_its_back(model: str) -> None:

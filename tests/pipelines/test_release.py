@@ -38,9 +38,9 @@ from tests.servers import (
     postgres_server,
 )
 
-LENIENT = '[[rule]]\nmeasure = "style_distance"\nmax = 10.0\n'
+LENIENT = 'held_out = false\n[[rule]]\nmeasure = "style_distance"\nmax = 10.0\n'
 COMPARING = LENIENT + '[[rule]]\nmeasure = "style_distance"\nmax_plus = 10.0\nthan = "champion"\n'
-STRICT = '[[rule]]\nwhy = "nothing is that sharp"\nmeasure = "edge_ssim"\nmin = 2.0\n'
+STRICT = 'held_out = false\n[[rule]]\nwhy = "nothing is that sharp"\nmeasure = "edge_ssim"\nmin = 2.0\n'
 SECONDS_TO_MEET = 120.0
 
 
