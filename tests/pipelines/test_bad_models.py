@@ -147,5 +147,5 @@ def test_each_is_refused_and_the_model_in_the_box_is_not(
         assert any(text.startswith(BAD_MODELS[name][1]) for text in failed), (name, failed)
     assert registry.champion() is None
     assert promotions.events() == []
-    accepted = run("promote", in_the_box)
+    accepted = run("promote", in_the_box, "--gate", gate)
     assert accepted.exit_code == 0, accepted.output
