@@ -81,16 +81,11 @@ class RunDelivery:
                 self._client.set_tag(self._run_id, f"changed.{key}", f"{stored[key]} -> {value}")
 
     def files(self, kind: str, entries: list[Entry]) -> None:
-        """Sends one of: artifact, document, image."""
+        """Sends one of: document, image."""
         (entry,) = entries
         given = entry.payload
         if kind == "document":
             self._client.log_text(self._run_id, given["text"], given["file"])
-        elif kind == "artifact":
-            with scratch.folder("nst-artifact-") as folder:
-                path = Path(folder) / given["name"]
-                path.write_bytes(entry.attachment or b"")
-                self._client.log_artifact(self._run_id, str(path), given["folder"])
         else:
             self._deliver_image(entry, **given)
 

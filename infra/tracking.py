@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import mlflow.tracking
@@ -121,10 +120,6 @@ class TrackedRun:
         """Notes a corpus as an input of the run; `context` is its part, such as "content" or "style"."""
         self._records.put("corpus", {"name": name, "uri": uri, "digest": digest, "context": context})
 
-    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
-        """A file as it is now (it is copied), below `folder` of the run's artifacts."""
-        self._files.put("artifact", {"name": Path(path).name, "folder": folder}, Path(path))
-
     def log_dict(self, data: Any, artifact_file: str) -> None:
         """`data` as JSON, as the artifact `artifact_file`."""
         text = json.dumps(data, indent=2, sort_keys=True, default=str)
@@ -180,17 +175,6 @@ class TrackedRun:
         if self._files.has_ended and self._records.has_ended:  # else the end of the process releases it
             self._spool.release() if kept else self._spool.remove()
         return self._not_stored
-
-    def __enter__(self) -> TrackedRun:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.finish("FINISHED")
-        else:
-            self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
 
     def _put_status(self, status: str) -> None:
         self._records.put("status", {"status": status, "time": _now_ms()}, beyond_bounds=True)

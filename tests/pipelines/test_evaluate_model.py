@@ -361,9 +361,10 @@ def trained(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
     def version_of(corpora: Mapping[str, str]) -> RegisteredVersion:
-        with TrackedRun.start(name="trained") as run_of:
-            for role, uri in corpora.items():
-                run_of.log_corpus(role, uri, Corpus.open(uri).manifest.digest, context=role)
+        run_of = TrackedRun.start(name="trained")
+        for role, uri in corpora.items():
+            run_of.log_corpus(role, uri, Corpus.open(uri).manifest.digest, context=role)
+        assert run_of.finish() == {}
         name = f"m{len(corpora)}"
         client = tracking_server.client()
         client.create_registered_model(name)

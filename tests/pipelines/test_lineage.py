@@ -66,11 +66,12 @@ def make_world(folder: Path) -> World:
     corpora = {role: make_corpus(folder / role, role, per_label=2) for role in ("content", "style")}
     place = folder / "runs" / "first"
     tags = {"nst.training": str(place), "nst.commit": COMMIT, "nst.code": CODE}
-    with TrackedRun.start("first", tags=tags) as run:
-        config = resolve_config("smoke", None, ["batch.size=32"])
-        run.log_params({"num_workers": "2", **to_dict(config)})
-        for role, uri in corpora.items():
-            run.log_corpus(role, uri, manifest_of(uri).digest, context=role)
+    run = TrackedRun.start("first", tags=tags)
+    config = resolve_config("smoke", None, ["batch.size=32"])
+    run.log_params({"num_workers": "2", **to_dict(config)})
+    for role, uri in corpora.items():
+        run.log_corpus(role, uri, manifest_of(uri).digest, context=role)
+    assert run.finish() == {}
     place.mkdir(parents=True)
     record = {"run_id": run.run_id, "driver": {"host": "trainer-7"}}
     (place / RECORD_FILE).write_text(json.dumps(record))
@@ -370,9 +371,10 @@ def test_what_is_gone_is_said(world: World, tmp_path: Path) -> None:
 
 def test_a_corpus_that_changed_or_went_is_said(world: World, tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "style", "style", per_label=1)
-    with TrackedRun.start("second") as run:
-        run.log_corpus("style", corpus, "0" * 64, context="style")
-        run.log_corpus("gone", str(tmp_path / "gone"), "1" * 64, context="content")
+    run = TrackedRun.start("second")
+    run.log_corpus("style", corpus, "0" * 64, context="style")
+    run.log_corpus("gone", str(tmp_path / "gone"), "1" * 64, context="content")
+    assert run.finish() == {}
     assert register_checkpoint(tiny_checkpoint(tmp_path / "second", seed=1), run_id=run.run_id) == 2
     text, _ = shown("--version", 2)
     assert f"holds changed since: it is {manifest_of(corpus).digest[:12]} now" in text

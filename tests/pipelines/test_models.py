@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -245,11 +246,12 @@ def test_a_server_refuses_a_model_that_is_not_the_registered_one(tmp_path: Path)
 def test_the_card_says_what_was_recorded(tmp_path: Path) -> None:
     content, style = (make_corpus(tmp_path / role, role) for role in ("content", "style"))
     config = resolve_config("smoke", 64, ["batch.size=32"])
-    with TrackedRun.start("painters", tags={"nst.commit": "c0ffee", "nst.restarts": "2"}) as run:
-        run.log_params({"num_workers": "2", **to_dict(config)})
-        for role, uri in (("content", content), ("style", style)):
-            run.log_corpus(role, uri, Corpus.open(uri).manifest.digest, context=role)
-        run.log_metrics({"generator/content": 0.25, "system/node_0/cpu_utilization_percentage": 9}, step=64)
+    run = TrackedRun.start("painters", tags={"nst.commit": "c0ffee", "nst.restarts": "2"})
+    run.log_params({"num_workers": "2", **to_dict(config)})
+    for role, uri in (("content", content), ("style", style)):
+        run.log_corpus(role, uri, Corpus.open(uri).manifest.digest, context=role)
+    run.log_metrics({"generator/content": 0.25, "system/node_0/cpu_utilization_percentage": 9}, step=64)
+    assert run.finish() == {}
     folder = tiny_checkpoint(tmp_path / "checkpoint", seed=8)
     version = register_checkpoint(folder, model_name="described", run_id=run.run_id)
 
@@ -370,9 +372,10 @@ def test_requirements_are_pinned_as_an_index_knows_them() -> None:
 @pytest.mark.slow
 def test_mlflow_serves_the_registered_model(tmp_path: Path) -> None:
     version = register_checkpoint(tiny_checkpoint(tmp_path / "checkpoint", seed=3), model_name="served")
+    registry.set_alias("served", registry.CHAMPION, version)
     port, log_path = free_port(), tmp_path / "serve.log"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
-    command += ["--model-uri", f"models:/served/{version}", "--port", str(port), "--host", "127.0.0.1"]
+    command += ["--model-uri", "models:/served@champion", "--port", str(port), "--host", "127.0.0.1"]
     # MLflow looks for uvicorn on the path, where an active environment has it.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     with log_path.open("wb") as log:
@@ -397,6 +400,10 @@ def test_mlflow_serves_the_registered_model(tmp_path: Path) -> None:
             return requests.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60)
 
         (whole,) = ask(row).json()["predictions"]
+        # several at once, one of them large enough for tiles
+        large = {**row, "content": base64.b64encode(picture(2, 1400, 1000)).decode()}
+        with ThreadPoolExecutor(4) as pool:
+            answers_at_once = list(pool.map(ask, [large, row, row, row]))
         (small,) = ask(row, strength=0.5, max_side=32, colors="content").json()["predictions"]
         bad_rows = [
             ({**row, "style": base64.b64encode(b"no picture").decode()}, {}, "style of row 0"),
@@ -408,6 +415,9 @@ def test_mlflow_serves_the_registered_model(tmp_path: Path) -> None:
     finally:
         end_session(process)
     assert Image.open(io.BytesIO(base64.b64decode(whole["stylized"]))).size == (48, 40)
+    (tiled,), *others = (answer.json()["predictions"] for answer in answers_at_once)
+    assert Image.open(io.BytesIO(base64.b64decode(tiled["stylized"]))).size == (1400, 1000)
+    assert all(other == [whole] for other in others)
     assert Image.open(io.BytesIO(base64.b64decode(small["stylized"]))).size == (32, 27)
     for answer, reason in answers:
         assert answer.status_code == 400, answer.text
