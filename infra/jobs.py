@@ -20,7 +20,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from infra import cluster, scratch
+from infra import cluster, s3, scratch
 from infra.packaging import commit_of, pack
 
 SECONDS_TO_CONNECT, SECONDS_TO_ANSWER = 5.0, 60.0
@@ -36,6 +36,7 @@ SAFE_SETTINGS = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
+    s3.PATIENCE_VARIABLE,
 )
 # What Ray says of a job that never began, and would not begin the next time either.
 NEVER_BEGAN = {

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # botocore repeats a request within seconds; a store that restarts, or throttles for long, needs more.
 SECONDS_OF_PATIENCE = 60.0
+PATIENCE_VARIABLE = "NST_STORE_PATIENCE_S"
 LONGEST_PAUSE = 15.0
 MARK = "nst-put"  # in the metadata of what was put on a condition: whose it is
 S3_ERRORS = (ClientError, BotoCoreError, boto3.exceptions.Boto3Error)
@@ -94,11 +95,11 @@ def _client_of(
 
 
 def patiently(request: Callable[[], Any]) -> Any:
-    """Repeats a request that meets an overloaded, restarting or cut-off store, until SECONDS_OF_PATIENCE (or
-    those of `patience`) are over. A store that never answered this process is not waited for: its address is
-    probably wrong."""
+    """Repeats a request that meets an overloaded, restarting or cut-off store, until a minute (or what
+    NST_STORE_PATIENCE_S says, or `patience`) is over. A store that never answered this process is not waited
+    for: its address is probably wrong."""
     store, started, pause = endpoint_url(), time.monotonic(), 1.0
-    seconds = _patience.get() or SECONDS_OF_PATIENCE
+    seconds = _patience.get() or _usual_patience()
     while True:
         try:
             answer = request()
@@ -113,6 +114,15 @@ def patiently(request: Callable[[], Any]) -> Any:
             log.info("asking again in %.0f s: %s", pause, error)
         time.sleep(pause * random.uniform(0.5, 1.0))  # many workers must not come back at the same moment
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _usual_patience() -> float:
+    text = os.environ.get(PATIENCE_VARIABLE)
+    if not text:
+        return SECONDS_OF_PATIENCE
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise ValueError(f"{PATIENCE_VARIABLE} is {text!r}; give a number of seconds, such as 60")
+    return float(text)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
-"""The whole chain as a user types it, with every place a folder, and with every place in a bucket: images ->
-corpora -> training -> registry -> evaluation -> promotion -> stylized bucket."""
+"""The whole chain as a user types it, with every place in a bucket: images -> corpora -> training ->
+registry -> evaluation -> promotion -> stylized bucket."""
 
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipelines import painter
 from pipelines.cli import main
 from tests.bad_images import make_difficult_images
 from tests.corpora import pieces
-from tests.servers import mlflow_server
+from tests.servers import S3Server, mlflow_server
 
 STRICT_GATE = 'held_out = false\n[[rule]]\nwhy = "nobody passes"\nmeasure = "style_distance"\nmax = 0.0\n'
 
@@ -45,24 +46,19 @@ def write_pictures(folder: Path) -> None:
             picture.save(folder / "paintings" / manner / f"{seed}.png")
 
 
-# `make demo`, which `make test-faults` runs, goes the same way through folders.
-@pytest.fixture(params=[pytest.param("folders", marks=pytest.mark.faults), "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Where everything lives, with an MLflow to match; yields the root URI."""
+# Through folders `make demo` goes the same way, which `make test-faults` runs.
+@pytest.fixture
+def place(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket where everything lives, with an MLflow to match."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if request.param == "folders":
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-        yield str(tmp_path / "place")
-    else:
-        store = request.getfixturevalue("s3")
-        root = store.create_bucket()
-        server = mlflow_server(
-            tmp_path / "mlflow", artifacts_destination=f"{root}/mlflow", environment=store.environment
-        )
-        with server as mlflow:
-            monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow.uri)
-            yield f"{root}/place"
+    root = s3.create_bucket()
+    server = mlflow_server(
+        tmp_path / "mlflow", artifacts_destination=f"{root}/mlflow", environment=s3.environment
+    )
+    with server as mlflow:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow.uri)
+        yield f"{root}/place"
     cluster.disconnect()  # workers have this place's environment
 
 

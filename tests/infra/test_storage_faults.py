@@ -142,7 +142,7 @@ def test_what_never_ends_is_one_error_that_names_the_object(
     fault: Fault,
     message: str,
 ) -> None:
-    monkeypatch.setattr(s3, "SECONDS_OF_PATIENCE", 0.5)
+    monkeypatch.setenv(s3.PATIENCE_VARIABLE, "0.5")
     storage.write_bytes(f"{bucket}/x", b"data" * 1000)
     proxy.script = always(fault)
     for act in (
@@ -165,7 +165,7 @@ def test_a_store_that_goes_away_is_waited_for(
     back_at = time.monotonic() + 2
     proxy.script = lambda request: Fault.CUT_BEFORE if time.monotonic() < back_at else None
     assert storage.read_bytes(f"{bucket}/x") == b"data"
-    monkeypatch.setattr(s3, "SECONDS_OF_PATIENCE", 0.5)
+    monkeypatch.setenv(s3.PATIENCE_VARIABLE, "0.5")
     with fault_proxy(store) as gone:
         for variable, value in gone.environment.items():
             monkeypatch.setenv(variable, value)

@@ -99,7 +99,9 @@ def test_a_store_that_takes_nothing_more_fails_the_run_which_is_gone_on_with(
 
     with fault_proxy(s3, full) as proxy:
         began = time.monotonic()
-        run = start(uploaded, f"{bucket}/corpus", "--workers", 1, **proxy.environment)
+        run = start(
+            uploaded, f"{bucket}/corpus", "--workers", 1, **proxy.environment, NST_STORE_PATIENCE_S="15"
+        )
         assert run.wait() == 1, run.output()
         print(f"failed after {time.monotonic() - began:.0f} s, {proxy.num_requests} requests")
         message = next(line for line in run.output().splitlines() if line.startswith("nst shard:"))
