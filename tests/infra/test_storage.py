@@ -185,6 +185,7 @@ def test_a_fork_has_its_own_connection(s3_root: str) -> None:
         ("AWS_ACCESS_KEY_ID", "test:nobody", "does not accept these credentials"),
         ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1", "cannot reach http://127.0.0.1:1"),
         ("AWS_ENDPOINT_URL_S3", "127.0.0.1:1", "AWS_ENDPOINT_URL"),
+        ("NST_STORE_PATIENCE_S", "soon", "give a number of seconds"),
     ],
 )
 def test_what_the_user_can_mend_is_a_value_error(
