@@ -15,7 +15,8 @@ from nst.config import require
 from pipelines import ray_training
 from pipelines.console import StageFailed
 from pipelines.rank_failures import in_one_line
-from pipelines.ray_training import Workers, patiently
+from pipelines.ray_training import Workers, _End, fit, patiently
+from pipelines.train_worker import WorkerSettings
 
 
 def failure(function) -> WorkerStatus:
@@ -104,3 +105,57 @@ def test_a_store_that_is_away_is_asked_again_for_a_while(monkeypatch: pytest.Mon
     answers[:] = [OSError("gone")] * 100
     with pytest.raises(OSError, match="gone"):
         patiently(ask)
+
+
+def lives(
+    monkeypatch: pytest.MonkeyPatch, *ends: tuple[int, _End | None], problems: int = 0
+) -> tuple[int, str]:
+    """`fit` over lives of the workers that end as told, each with (images saved then, why): how many restarts
+    it counted and what it said. The first `problems` times something is wrong with a node."""
+    saved, told, left, wrong = [0], [], list(ends), ["storage is away"] * problems
+
+    def live(*_: object) -> _End:
+        saved[0], end = left.pop(0)
+        return end or _End(why="", wanted=1)
+
+    def look() -> None:
+        if wrong:
+            raise ValueError(wrong.pop())
+
+    monkeypatch.setattr(ray_training, "_live", live)
+    monkeypatch.setattr(ray_training, "_images_in", lambda _: saved[0])
+    monkeypatch.setattr(ray_training, "_wait_for_size", lambda *_: 1)
+    monkeypatch.setattr(ray_training, "say", told.append)
+    monkeypatch.setattr(ray_training, "SECONDS_BETWEEN_TRIES", 0.0)
+    settings = WorkerSettings(
+        identity={"config": {"num_images": 100}},
+        checkpoints_uri="",
+        claim=("", ""),
+        run_id="",
+        tracking_uri=None,
+        num_loader_workers=0,
+        checkpoint_seconds=1,
+        hang_timeout_s=60,
+        num_threads=1,
+    )
+    workers = Workers(sizes=(1,), use_gpu=False, max_restarts=1, wait_for_nodes_s=0, are_here=False)
+    return fit(settings, workers, check=lambda: None, look_at_nodes=look), "\n".join(told)
+
+
+DEATH, NOTICE = _End(why="worker 1 died", wanted=1), _End(why="a node went", wanted=1, is_planned=True)
+
+
+def test_restarts_count_in_a_row_and_those_with_notice_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the notice was too short for a checkpoint."""
+    assert lives(monkeypatch, (0, NOTICE), (0, NOTICE), (0, NOTICE), (100, None))[0] == 0
+    assert lives(monkeypatch, (0, DEATH), (32, DEATH), (32, DEATH), (100, None))[0] == 3
+    with pytest.raises(StageFailed, match="failed 2 times in a row at 32 images: worker 1 died"):
+        lives(monkeypatch, (32, NOTICE), (32, DEATH), (32, DEATH))
+
+
+def test_a_node_that_came_since_is_looked_at_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_restarts, told = lives(monkeypatch, (100, None), problems=1)
+    assert num_restarts == 1
+    assert told == "storage is away; going on from 0 images"
+    with pytest.raises(StageFailed, match="storage is away"):
+        lives(monkeypatch, problems=2)
