@@ -307,7 +307,7 @@ except ValueError as error:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_joining_a_cluster_needs_its_token(tmp_path: Path) -> None:
     with ray_cluster(2) as running:
         joined = run_program(JOIN_PROGRAM, tmp_path / "home", **running.environment)

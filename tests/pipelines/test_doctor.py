@@ -35,7 +35,7 @@ def statuses(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {check["name"]: check["status"] for check in result["checks"]}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_healthy_machine_passes(tmp_path: Path) -> None:
     done = run_doctor(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -68,7 +68,7 @@ def test_each_failure_is_a_line_with_its_remedy_and_the_rest_is_still_checked(tm
     assert "3 of" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_bucket_is_tried_from_every_node(tmp_path: Path) -> None:
     with s3_server() as store:
         bucket = store.create_bucket()

@@ -283,6 +283,7 @@ def odd_node(running: RayCluster, code: Path, folder: Path) -> Iterator[str]:
             yield node.address
 
 
+@pytest.mark.faults
 def test_what_only_one_node_lacks_is_found_there(
     running: RayCluster,
     code: Path,

@@ -66,7 +66,7 @@ def test_inputs_are_hashed(ray_here: None, tmp_path: Path) -> None:
     assert [row[2] for row in ray.get(hash_some.remote(images[:2], str(tmp_path), False))] == [None, None]
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_picture_that_kills_the_worker_is_one_failure(tmp_path: Path) -> None:
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks/sitecustomize.py").write_text(CRASHING_DECODER)

@@ -599,7 +599,7 @@ def workers_of(cluster: RayCluster) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_from_bucket_to_bucket(s3: S3Server, model: str, styles: Path, tmp_path: Path) -> None:
     source, out = s3.create_bucket(), s3.create_bucket()
     for index in range(3):

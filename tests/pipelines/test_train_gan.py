@@ -133,16 +133,11 @@ class TestRefusals:
         assert place in line
         assert "let the user of this process read and write there, or choose another place" in line
 
-    @pytest.mark.parametrize(
-        ("option", "remedy"),
-        [
-            ("--content", "check AWS_ACCESS_KEY_ID"),
-            ("--out", "these credentials may not do that there: they need"),
-        ],
-    )
-    def test_wrong_credentials(self, refusal, s3, option, remedy):
+    @pytest.mark.parametrize("option", ["--content", "--out"])
+    def test_wrong_credentials(self, refusal, s3, option):
         line = refusal(option, f"{s3.create_bucket()}/place", AWS_SECRET_ACCESS_KEY="a-wrong-one")
-        assert remedy in line
+        assert "does not accept these credentials" in line
+        assert "check AWS_ACCESS_KEY_ID" in line
         assert "a-wrong-one" not in line
 
     @pytest.mark.parametrize("option", ["--content", "--out"])
