@@ -73,15 +73,9 @@ def kill_rank_0(trial: TrialCluster, training: Submitted) -> None:
     kill(trial.ranks()[0])
 
 
-def kill_a_node(trial: TrialCluster, training: Submitted) -> None:
-    """Another one comes, as an autoscaler would see to it."""
-    victim = trial.node_without_driver()
-    trial.cluster.kill_node(victim)
-    trial.cluster.add_worker(num_cpus=1)
-
-
 def kill_a_raylet(trial: TrialCluster, training: Submitted) -> None:
-    """And nothing else of its node: the rank there ends by itself, before its successor begins."""
+    """And nothing else of its node: the rank there ends by itself, before its successor begins. Then the rest
+    of the node goes, and another one comes, as an autoscaler would see to it."""
     victim = trial.node_without_driver()
     os.kill(victim.raylet_process_id, signal.SIGKILL)
     wait_for(
@@ -172,8 +166,7 @@ FAULTS = {
     "a worker is killed": Trouble(kill_a_rank, 1),
     "rank 0 is killed": Trouble(kill_rank_0, 1),
     "a worker hangs": Trouble(hang_a_rank, 1),
-    "a worker's raylet is killed": Trouble(kill_a_raylet, 1),
-    "a worker's node dies": Trouble(kill_a_node, 1),
+    "a worker's raylet is killed, its node goes": Trouble(kill_a_raylet, 1),
     "the driver is killed": Trouble(kill_the_driver, 0),
     "a node is drained and goes": Trouble(
         drain_a_node,
