@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import logging
 import os
 import re
 import secrets
@@ -22,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,20 @@ import psutil
 import requests
 
 from infra.cluster import num_usable_cpus
+from infra.local_node import MARK, Node, kill_all, marked, processes_of
 from infra.local_servers import SECONDS_TO_START, SECONDS_TO_STOP, end_of, free_port, mlflow_server
 
+log = logging.getLogger(__name__)
+
+# On loopback, too, so that the cluster outlives a laptop's change of networks: 127.0.0.1 Ray would replace
+# with the machine's own address.
+HEAD_ADDRESS = "127.0.0.254"
 FIRST_ADDRESS = ipaddress.ip_address("127.0.0.2")
 SECONDS_TO_ANSWER = 10.0
 SECONDS_TO_DRAIN = 60.0
 SECONDS_OF_GRACE = 2.0
+NUM_TRIES = 2  # to start a cluster: of some hundred, one had a head that answered itself, and no worker
 OBJECT_STORE_BYTES = 100_000_000
-# All that a node starts inherits it, whatever becomes of the parents: how a node's processes are found.
-MARK = "NST_LOCAL_NODE"
 OF_ANOTHER_CLUSTER = (
     "RAY_ADDRESS",
     "RAY_API_SERVER_ADDRESS",
@@ -47,21 +52,6 @@ OF_ANOTHER_CLUSTER = (
     "RAY_JOB_CONFIG_JSON_ENV_VAR",
 )
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """One node of the cluster: its address, its id in Ray (hex), its `ray start` and what that started."""
-
-    address: str
-    node_id: str
-    raylet_process_id: int
-    process: subprocess.Popen[bytes] = field(repr=False)
-    mark: str = field(repr=False)
-
-    @property
-    def is_alive(self) -> bool:
-        return self.process.poll() is None
 
 
 class LocalCluster:
@@ -110,9 +100,10 @@ class LocalCluster:
     def start_head(self, *, jobs_port: int = 0) -> Node:
         """The head; its jobs server listens on 127.0.0.1, at `jobs_port` or a free one."""
         head = ["--head", "--port=0", f"--temp-dir={self._folder}", "--num-cpus=0", "--num-gpus=0"]
-        head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={jobs_port}"]
+        head += [f"--node-ip-address={HEAD_ADDRESS}", "--dashboard-host=127.0.0.1"]
+        head += [f"--dashboard-port={jobs_port}"]
         process, mark, log_path = self._start(*head, f"--ray-client-server-port={free_port()}")
-        # Ray replaces a head's loopback address with the machine's own, and a busy port with another one.
+        # Ray replaces a busy port.
         self.address = _wait_for(r"ray start --address='([^']+)'", log_path, process)
         self.jobs_url = _wait_for(r"RAY_API_SERVER_ADDRESS='([^']+)'", log_path, process)
         self.head = self._node(self.address.rpartition(":")[0], process, mark, log_path)
@@ -133,12 +124,16 @@ class LocalCluster:
         # Of one folder for all nodes each would unpack a job's files anew, under the feet of the others.
         worker += [f"--temp-dir={self._folder}/{self._num_started}"]
         process, mark, log_path = self._start(*worker, environment=environment)
-        self.workers.append(self._node(address, process, mark, log_path))
-        return self.workers[-1]
+        try:
+            node = self._node(address, process, mark, log_path)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}\n{self._state_of_head()}") from error
+        self.workers.append(node)
+        return node
 
     def kill_node(self, node: Node) -> None:
         """The node's machine is gone: all its processes freeze and are killed, jobs' drivers included."""
-        _kill(node.mark)
+        kill_all(node.mark)
         node.process.wait(timeout=SECONDS_TO_STOP)
         self.workers = [worker for worker in self.workers if worker != node]
 
@@ -172,11 +167,18 @@ class LocalCluster:
         """Ends every process of the cluster and removes its folder."""
         for process in self._processes:
             process.terminate()
-        psutil.wait_procs(_marked(self._mark), timeout=SECONDS_OF_GRACE)
-        _kill(self._mark)
+        psutil.wait_procs(marked(self._mark), timeout=SECONDS_OF_GRACE)
+        kill_all(self._mark)
         for process in self._processes:
             process.wait(timeout=SECONDS_TO_STOP)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _state_of_head(self) -> str:
+        """What it runs, and its own last words: a worker's log says only that it does not answer."""
+        running = [f"{process.name()} ({process.status()})" for process in processes_of(self.head)]
+        logs = Path(self._folder) / "session_latest" / "logs"
+        words = [end_of(path) for path in (logs / "gcs_server.out", logs / "gcs_server.err") if path.exists()]
+        return "\n".join((f"the head runs: {', '.join(running) or 'nothing'}", *words))
 
     def _start(
         self, *arguments: str, environment: Mapping[str, str] | None = None
@@ -208,7 +210,7 @@ class LocalCluster:
         while time.monotonic() < deadline and process.poll() is None:
             with contextlib.suppress(requests.RequestException):
                 ids = [state["node_id"] for state in self.node_states() if state["node_ip"] == address]
-                raylets = [child.pid for child in _marked(mark) if child.name() == "raylet"]
+                raylets = [child.pid for child in marked(mark) if child.name() == "raylet"]
                 if ids and raylets:
                     raylet, node_id = raylets[0], ids[0]
                     return Node(
@@ -229,21 +231,21 @@ def local_cluster(
     """Starts a cluster (about 15 s with two workers) and ends all of it at the end.
 
     The nodes have this process's environment and `environment`. Raises ValueError on another system than
-    Linux, RuntimeError with the end of Ray's log if a node does not start.
+    Linux, RuntimeError with the ends of Ray's logs if nodes do not start, not even in a second cluster.
     """
-    cluster = LocalCluster(environment)
-    try:
-        cluster.start_head(jobs_port=jobs_port)
-        for _ in range(num_workers):
-            cluster.add_worker(num_cpus=cpus_per_worker)
-        yield cluster
-    finally:
-        cluster.close()
-
-
-def processes_of(node: Node) -> list[psutil.Process]:
-    """All that runs on the node: Ray's own processes, workers, drivers of jobs and what those started."""
-    return _marked(node.mark)
+    for num_tries_left in reversed(range(NUM_TRIES)):
+        with contextlib.closing(LocalCluster(environment)) as cluster:
+            try:
+                cluster.start_head(jobs_port=jobs_port)
+                for _ in range(num_workers):
+                    cluster.add_worker(num_cpus=cpus_per_worker)
+            except RuntimeError as error:
+                if not num_tries_left:
+                    raise
+                log.warning("the cluster is started once more: %s", error)
+                continue
+            yield cluster
+            return
 
 
 def _wait_for(pattern: str, log_path: Path, process: subprocess.Popen[bytes]) -> str:
@@ -253,31 +255,6 @@ def _wait_for(pattern: str, log_path: Path, process: subprocess.Popen[bytes]) ->
             return found.group(1)
         time.sleep(0.1)
     raise RuntimeError(f"a node of Ray does not start:\n{end_of(log_path)}")
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    """The processes of a node, or of all nodes for the part of the mark that they share."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # gone meanwhile, or somebody else's
-            own = process.environ().get(MARK, "")
-            if own == mark or own.startswith(f"{mark}/"):
-                found.append(process)
-    return found
-
-
-def _kill(mark: str) -> None:
-    """Freezes them first, again until there is none left, so that none starts another before it dies."""
-    frozen: set[psutil.Process] = set()
-    while running := set(_marked(mark)) - frozen:
-        for process in running:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.suspend()
-        frozen |= running
-    for process in frozen:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(frozen, timeout=SECONDS_TO_STOP)
 
 
 @click.command()

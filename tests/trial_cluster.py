@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from infra import storage
-from infra.local_cluster import LocalCluster, Node, local_cluster, processes_of
+from infra.local_cluster import LocalCluster, local_cluster
+from infra.local_node import Node, processes_of
 from infra.local_servers import free_port, mlflow_server
 from pipelines.checkpoint_store import CheckpointStore
 from tests.fault_proxy import FaultProxy, fault_proxy

@@ -16,7 +16,9 @@ import pytest
 import requests
 
 from infra import jobs
-from infra.local_cluster import LocalCluster, local_cluster, processes_of
+from infra.local_cluster import LocalCluster, local_cluster
+from infra.local_node import Node, processes_of
+from infra.local_servers import SECONDS_TO_START
 from tests.servers import REPOSITORY
 
 # A node that is gone is noticed in seconds; Ray by itself takes some fifteen.
@@ -84,6 +86,30 @@ def test_a_person_starts_one_and_ends_it(tmp_path: Path) -> None:
     assert not env_file.exists()
     assert family
     assert_gone(family)
+
+
+@pytest.mark.faults
+def test_a_head_that_stops_answering_is_named_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start_head, heads = LocalCluster.start_head, []
+
+    def start_a_head_that_freezes(cluster: LocalCluster, **options: int) -> Node:
+        monkeypatch.setattr("infra.local_cluster.SECONDS_TO_START", SECONDS_TO_START)
+        heads.append(start_head(cluster, **options))
+        if len(heads) == 1:
+            next(child for child in processes_of(heads[0]) if child.name() == "gcs_server").suspend()
+            monkeypatch.setattr("infra.local_cluster.SECONDS_TO_START", 3)
+        return heads[-1]
+
+    monkeypatch.setattr(LocalCluster, "start_head", start_a_head_that_freezes)
+    with local_cluster(1) as cluster:
+        assert len(heads) == 2
+        assert cluster.head == heads[1]
+        assert not processes_of(heads[0])
+        assert sorted(state["node_ip"] for state in cluster.node_states()) == ["127.0.0.2", "127.0.0.254"]
+    assert "the cluster is started once more: a node of Ray does not start" in caplog.text
+    assert "gcs_server (stopped)" in caplog.text
 
 
 @pytest.mark.faults

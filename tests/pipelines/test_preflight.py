@@ -19,7 +19,7 @@ import psutil
 import pytest
 import ray
 
-from infra import cluster, cluster_nodes, local_cluster, storage
+from infra import cluster, cluster_nodes, local_cluster, local_node, storage
 from infra import s3 as s3_requests
 from infra.cluster_nodes import Demand, living_nodes
 from nst.corpus import Corpus
@@ -86,7 +86,7 @@ def running(store: S3Server, code: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @contextmanager
-def one_more_node(running: RayCluster, **options) -> Iterator[local_cluster.Node]:
+def one_more_node(running: RayCluster, **options) -> Iterator[local_node.Node]:
     node = running.add_worker(**options)
     try:
         yield node

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import local_cluster, storage
+from infra import local_node, storage
 from nst.corpus import Corpus
 from tests.bad_images import encoded, picture
 from tests.fault_proxy import Fault, Request, fault_proxy, seeded
@@ -293,11 +293,11 @@ def test_a_killed_node_costs_nothing(
     corpus = tmp_path / "corpus"
     run = start(source, corpus, "--workers", 4, **nodes.environment)
     when = kill.wait(run, corpus, new)
-    busy: list[local_cluster.Node] = []
+    busy: list[local_node.Node] = []
 
     def find_busy() -> bool:
         for node in nodes.workers:
-            if any("write_one" in command_line(process) for process in local_cluster.processes_of(node)):
+            if any("write_one" in command_line(process) for process in local_node.processes_of(node)):
                 busy.append(node)
         return bool(busy)
 

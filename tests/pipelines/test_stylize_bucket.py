@@ -25,7 +25,7 @@ from PIL import ExifTags, Image
 from sklearn.datasets import load_sample_images
 
 from infra import registry, storage
-from infra.local_cluster import processes_of
+from infra.local_node import processes_of
 from pipelines import actor_pool
 from pipelines.actor_pool import MAX_TRIES, ActorPool, Outcome, WorkersKeepDying
 from pipelines.registration import register_checkpoint

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from infra import storage
-from infra.local_cluster import processes_of
+from infra.local_node import processes_of
 from tests.corpora import make_corpus
 from tests.fault_proxy import Fault, always
 from tests.servers import S3Server
