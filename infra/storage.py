@@ -6,17 +6,19 @@ AWS chain and from AWS_ENDPOINT_URL, AWS_REGION. A write is seen whole or not at
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import logging
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import REQUESTED_RANGE_NOT_SATISFIABLE
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from infra import local_files, places, s3
+from botocore.exceptions import ClientError
+
+from infra import local_files, places, s3, s3_errors
 from infra.places import is_remote, join, name
 from infra.s3 import endpoint_url
 
@@ -166,23 +168,8 @@ def read_bytes(uri: str, *, within: str | None = None) -> bytes:
         return s3.patiently(fetch)
 
 
-def read_first_bytes(uri: str, num_bytes: int) -> bytes:
-    """The beginning of an object; all of a shorter one."""
-    if not is_remote(uri):
-        with local_files.naming(uri), Path(places.local_path(uri)).open("rb") as file:
-            return file.read(num_bytes)
-    bucket, key = places.bucket_and_object(uri)
-
-    def fetch() -> bytes:
-        with contextlib.closing(s3.client().get_object(Bucket=bucket, Key=key)["Body"]) as body:
-            return body.read(num_bytes)
-
-    with s3.errors(uri):
-        return s3.patiently(fetch)
-
-
 def read_part(uri: str, offset: int, num_bytes: int) -> bytes:
-    """`num_bytes` (1 or more) of an object from `offset` on; fewer where it ends before."""
+    """`num_bytes` (1 or more) of an object from `offset` on; fewer, or none, where it ends before."""
     if not is_remote(uri):
         with local_files.naming(uri), Path(places.local_path(uri)).open("rb") as file:
             file.seek(offset)
@@ -191,7 +178,12 @@ def read_part(uri: str, offset: int, num_bytes: int) -> bytes:
     wanted = f"bytes={offset}-{offset + num_bytes - 1}"
 
     def fetch() -> bytes:
-        return s3.client().get_object(Bucket=bucket, Key=key, Range=wanted)["Body"].read()
+        try:
+            return s3.client().get_object(Bucket=bucket, Key=key, Range=wanted)["Body"].read()
+        except ClientError as error:
+            if s3_errors.status_of(error) == REQUESTED_RANGE_NOT_SATISFIABLE:
+                return b""
+            raise
 
     with s3.errors(uri):
         return s3.patiently(fetch)

@@ -138,7 +138,7 @@ def _refuse_foreign_tars(corpus_uri: str, files: Mapping[str, int]) -> None:
 
 def begins_like_ours(uri: str) -> bool:
     """Whether a tar's first member has a name that we give."""
-    header = storage.read_first_bytes(uri, TAR_BLOCK)
+    header = storage.read_part(uri, 0, TAR_BLOCK)
     try:
         with tarfile.open(fileobj=io.BytesIO(header), mode="r:") as tar:
             first = tar.next()

@@ -195,7 +195,7 @@ def check_corpus(uri: str, digest: str) -> Manifest:
     if manifest.shards:
         first = manifest.shards[0]
         check_files(uri, (first,))
-        storage.read_first_bytes(storage.join(uri, first.tar), TAR_HEADER)
+        storage.read_part(storage.join(uri, first.tar), 0, TAR_HEADER)
     return manifest
 
 

@@ -111,7 +111,7 @@ class Recorder:
         if self._last_done is None:
             return error
         try:
-            storage.read_first_bytes(self._last_done, 1)
+            storage.read_part(self._last_done, 0, 1)
             storage.check_access(storage.join(self._run.out_uri, "_nst"))
         except (OSError, ValueError) as trouble:
             return str(trouble)

@@ -47,10 +47,14 @@ def test_what_was_written_is_read(root: str) -> None:
     first = storage.stat(uri)
     assert storage.write_bytes(uri, b"two, longer")
     assert storage.read_bytes(uri) == b"two, longer"
-    assert storage.read_first_bytes(uri, 3) == b"two"
-    assert storage.read_first_bytes(uri, 100) == b"two, longer"
+    assert storage.read_part(uri, 0, 3) == b"two"
+    assert storage.read_part(uri, 0, 100) == b"two, longer"
     assert storage.read_part(uri, 5, 4) == b"long"
     assert storage.read_part(uri, 5, 100) == b"longer"
+    assert storage.read_part(uri, 11, 1) == b""
+    empty = storage.join(root, "empty")
+    storage.write_bytes(empty, b"")
+    assert storage.read_part(empty, 0, 1) == b""
     second = storage.stat(uri)
     assert first is not None
     assert second is not None
