@@ -20,12 +20,13 @@ from nst.approaches import UniganLoss, UniganModel
 from nst.augment import change_look, diff_augment, draw_augmentation
 from nst.batch import Batch
 from nst.config import TrainConfig
-from nst.distributed import gather, gather_labels, mean_over_ranks, rank
+from nst.distributed import gather, mean_over_ranks, rank
 from nst.networks.content_encoder import ContentFeatures
 from nst.networks.generator import Generator
 from nst.networks.style_code import colour_statistics
 from nst.networks.wavelet_encoder import tap_statistics
 from nst.objectives.accumulation import backward_in_parts
+from nst.objectives.embedding_losses import artist_losses, content_margin, mean_over_valid
 from nst.objectives.objective import Metrics, Objective
 from nst.objectives.unigan_sides import Drawing, Encoders, Judgement
 from nst.vgg import load_vgg, perceptual_loss
@@ -138,11 +139,11 @@ class Unigan(Objective):
         h, h_other = judged.h.unbind(1)
         q, q_other = judged.q.unbind(1)
 
-        artist, guessing = self._artist_losses(z_art, z_art, batch, z_fake)
+        artist, guessing = artist_losses(weights, z_art, z_art, batch, z_fake)
         self.artist_losses = artist.detach()
-        metric = _mean_over_valid(artist, batch.has_partner)
+        metric = mean_over_valid(artist, batch.has_partner)
         realness = losses.hinge_discriminator(real, fake)
-        margin = self._content_margin(h, gather(h_other))
+        margin = content_margin(h, gather(h_other), weights.margin)
         patch = losses.patch_nce(q_other, q, weights.patch_temperature)
         # the gate closes on realness alone: artists and contents are learned on
         share = weights.realness * float(self.gate.is_open)
@@ -223,10 +224,10 @@ class Unigan(Objective):
     def _judged_terms(self, judged: Judgement, wanted: Judgement, batch: Batch) -> dict[str, Tensor]:
         """What the encoders say: the terms that have a weight above 0, each a scalar."""
         weights = self.weights
-        artist, _ = self._artist_losses(judged.z, wanted.z, batch)
+        artist, _ = artist_losses(weights, judged.z, wanted.z, batch)
         return self._weighted(
             {
-                "matrix": lambda: _mean_over_valid(artist, batch.has_partner),
+                "matrix": lambda: mean_over_valid(artist, batch.has_partner),
                 "reference": lambda: losses.squared_distance(judged.z, wanted.z).mean(),
                 "content": lambda: losses.squared_distance(judged.h, wanted.h).mean(),
                 "patch": lambda: losses.patch_nce(judged.q, wanted.q, weights.patch_temperature),
@@ -315,75 +316,12 @@ class Unigan(Objective):
         with self.autocast():
             return tap_statistics(self.encoders.style(images))
 
-    # --- parts of the losses ------------------------------------------------------------------------
-
     @property
     def _frozen(self) -> nn.Module:
         """The encoders without their DDP wrapper, which would wait for gradients."""
         return self.encoders
 
-    def _artist_losses(
-        self, rows: Tensor, works: Tensor, batch: Batch, fakes: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """How badly each row is told to be by its artist: [N], and what guessing would score.
-
-        `matrix`: the row against all ranks' works and fakes, where the positive is another work by the artist
-        and the artist's remaining works are left out (paper, matrix loss). `pairs`: one positive, one
-        negative (paper, pairwise margin loss).
-
-        Args:
-            rows: [N, D] embeddings of this rank's artworks, or of pictures in their styles.
-            works: [N, D] embeddings of this rank's artworks.
-            fakes: [N, D] embeddings that are nobody's.
-        """
-        weights, num = self.weights, len(rows)
-        if not weights.fakes_as_negatives:
-            fakes = None
-        if weights.metric == "pairs":
-            others = works[_next_of_another(batch.labels)] if fakes is None else fakes
-            loss = losses.pair_loss(
-                rows, works[batch.partner], others, weights.margin, batch.has_partner, reduction="none"
-            )
-            return loss, None
-        columns, labels = gather(works), gather_labels(batch.labels)
-        positives = batch.partner + num * rank()
-        left_out = batch.labels[:, None] == labels[None, :]
-        if fakes is not None:
-            columns = torch.cat([columns, gather(fakes)])
-            left_out = F.pad(left_out, (0, len(columns) - len(labels)))
-        num_columns = (~left_out).sum(dim=1) + 1  # the positive counts too
-        loss = losses.matrix_loss(rows, columns, positives, weights.temperature, left_out, reduction="none")
-        return loss, num_columns.float().log().mean()
-
-    def _content_margin(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """(c, T(c)) belong together, (c_i, c_j) do not; both kinds weigh the same (paper, pairwise margin)
-
-        Args:
-            rows: [N, D] embeddings *h* of this rank's contents; columns: of all ranks' other looks of them.
-        """
-        own = torch.arange(len(rows), device=rows.device) + len(rows) * rank()
-        same = F.one_hot(own, len(columns)).bool()
-        distances = (2 - 2 * rows @ columns.T).clamp(min=0)  # squared, of unit vectors
-        margin = self.weights.margin
-        together = losses.pairwise_margin(distances[same], torch.ones_like(distances[same]), margin)
-        apart = losses.pairwise_margin(distances[~same], torch.zeros_like(distances[~same]), margin)
-        return 0.5 * (together + apart)
-
 
 def _rows_of(tensors: list[Tensor], rows: Tensor) -> Tensor:
     """Those rows of every tensor, joined. All rows are taken as they are: a copy would lose the layout."""
     return torch.cat([tensor if len(rows) == len(tensor) else tensor[rows] for tensor in tensors])
-
-
-def _next_of_another(labels: Tensor) -> Tensor:
-    """[N] for each row the next one, cyclically, with another label; row 0 where there is none."""
-    num = len(labels)
-    places = torch.arange(num, device=labels.device)
-    ahead = (places[None, :] - places[:, None]) % num
-    return ahead.where(labels[:, None] != labels[None, :], num).argmin(dim=1)
-
-
-def _mean_over_valid(values: Tensor, valid: Tensor) -> Tensor:
-    """This rank's part of the mean over the valid rows of all ranks: DDP's mean over ranks makes it whole."""
-    count = mean_over_ranks(valid.sum().float()).clamp(min=1e-6)
-    return torch.where(valid, values, 0.0).sum() / count

@@ -11,7 +11,8 @@ import torch.multiprocessing as mp
 from nst.batch import Batch
 from nst.config import TrainConfig, override
 from nst.networks.blocks import num_parameters
-from nst.objectives.unigan import Unigan, _next_of_another
+from nst.objectives.embedding_losses import _next_of_another, artist_losses
+from nst.objectives.unigan import Unigan
 from nst.presets import preset
 
 TINY = {
@@ -223,7 +224,7 @@ def test_fakes_are_columns_unless_told_otherwise():
     for choice in ("true", "false"):
         objective = Unigan(config(loss__fakes_as_negatives=choice))
         z = torch.nn.functional.normalize(torch.randn(8, 64), dim=1)
-        _, guessing = objective._artist_losses(z, z, batch, torch.roll(z, 1, 0))
+        _, guessing = artist_losses(objective.weights, z, z, batch, torch.roll(z, 1, 0))
         assert guessing is not None
         columns[choice] = float(guessing.exp())
     # 8 works less the artist's own two, and the positive; 8 fakes more
