@@ -57,7 +57,8 @@ PLAIN_WITH_ROOM, RAY_WITH_ROOM, PLAIN, RAY, CHECKPOINTS, ONE_CORE, TWO_WORKERS, 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A training, or several at once, which share nothing but the machine. `seconds`: between checkpoints."""
+    """A training, or several at once, which share nothing but the machine. `seconds`: between checkpoints.
+    `length`: how many times the images of the others."""
 
     with_ray: bool = True
     num_at_once: int = 1
@@ -65,6 +66,7 @@ class Contender:
     num_cores: int = 2
     num_threads: int | None = None  # None: what the options say
     seconds: int = NEVER
+    length: int = 1
 
 
 CONTENDERS = {
@@ -72,7 +74,7 @@ CONTENDERS = {
     RAY_WITH_ROOM: Contender(num_threads=1),
     PLAIN: Contender(with_ray=False),
     RAY: Contender(),
-    CHECKPOINTS: Contender(seconds=CHECKPOINT_SECONDS),
+    CHECKPOINTS: Contender(seconds=CHECKPOINT_SECONDS, length=4),  # several checkpoints in its steady part
     ONE_CORE: Contender(num_cores=1, num_threads=1),
     TWO_WORKERS: Contender(num_workers=2, num_threads=1),
     TWO_TRAININGS: Contender(with_ray=False, num_at_once=2, num_threads=1),
@@ -156,11 +158,12 @@ class Bench:
 
     def train(self, contender: Contender, out: Path, cores: Sequence[int]) -> float:
         num_threads = contender.num_threads or self.num_threads
+        num_images = self.num_images * contender.length
         shutil.rmtree(out, ignore_errors=True)  # of a turn that was cut off
         command = ["pipelines.cli", "train"] if contender.with_ray else ["nst.train"]
         for role in ("content", "style"):
             command += [f"--{role}", str(self.work / "corpora" / role)]
-        command += ["--preset", self.preset, "--images", str(self.num_images), "--out", str(out)]
+        command += ["--preset", self.preset, "--images", str(num_images), "--out", str(out)]
         every = {"log_every": max(self.num_images // NUM_REPORTS, 1), "preview_every": NEVER}
         for field, value in (every | {"checkpoint_every": NEVER}).items():
             command += ["--set", f"{field}={value}"]
@@ -310,13 +313,13 @@ def page(facts: Mapping[str, Any], asked: Mapping[str, Any], rounds: Sequence[Ma
     lines = [
         "# What a cluster costs a training",
         "",
-        f"Preset `{asked['preset']}`, {asked['images']} images a training, {asked['pictures']}; two cores, "
-        f"{asked['threads']} threads where nothing else is said and 1 a process in the first two and "
-        "the last three rows. The last row, two trainings that share nothing, is what the machine allows two "
-        "workers. "
-        f"{len(rounds)} interleaved rounds, median (lowest–highest), ratios round by round. Counted are the "
-        f"images a second behind the first {WARM_UP:.0%}, as the training reports them: start and end, and "
-        "what Ray takes for them, are left out.",
+        f"Preset `{asked['preset']}`, {asked['images']} images a training "
+        f"({CONTENDERS[CHECKPOINTS].length} times as many where there are checkpoints), {asked['pictures']}; "
+        f"two cores, {asked['threads']} threads where nothing else is said and 1 a process in the first two "
+        "and the last three rows. The last row, two trainings that share nothing, is what the machine allows "
+        f"two workers. {len(rounds)} interleaved rounds, median (lowest–highest), ratios round by round. "
+        f"Counted are the images a second behind the first {WARM_UP:.0%}, as the training reports them: "
+        "start and end, and what Ray takes for them, are left out.",
         "",
         timing.table(["", "images/s"], rates),
         "",

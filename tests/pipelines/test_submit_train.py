@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from infra.local_cluster import local_cluster
+from infra.local_cluster import LocalCluster, local_cluster
+from infra.local_node import processes_of
 from infra.packaging import commit_of
 from tests.corpora import make_corpus
 from tests.servers import REPOSITORY, mlflow_server
+from tests.trial_cluster import command_line, wait_for
 
 TINY = ["--preset", "smoke", "--images", "32", "--set", "batch.size=32", "--threads", "1"]
 TINY += ["--set", "model.content_widths=[8,8,8,8]", "--set", "preview_every=32"]
@@ -35,6 +38,13 @@ def result_of(output: str) -> dict[str, Any]:
     return json.loads(line)
 
 
+def nodes_with_ranks(cluster: LocalCluster) -> int:
+    return sum(
+        any("RayTrainWorker" in command_line(process) for process in processes_of(node))
+        for node in cluster.workers
+    )
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_training_is_submitted_repeated_and_finished(tmp_path: Path) -> None:
@@ -44,13 +54,22 @@ def test_a_training_is_submitted_repeated_and_finished(tmp_path: Path) -> None:
     train = [*corpora, *TINY, "--out", str(tmp_path / "runs"), "--num-workers", "2", "--json"]
     with mlflow_server(tmp_path / "mlflow") as mlflow:
         settings = {"MLFLOW_TRACKING_URI": mlflow.uri}
-        with local_cluster(2, cpus_per_worker=1, environment=settings) as cluster:
+        with (
+            local_cluster(2, cpus_per_worker=2, environment=settings) as cluster,
+            ThreadPoolExecutor() as pool,
+        ):
             environment = {**os.environ, **settings, **cluster.environment}
             environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
             del environment["RAY_ADDRESS"]  # a person has the address of the jobs server only
 
             submit = ["nst", "submit", "--", "train", *train]
-            result = result_of(run(submit, environment))
+            output = pool.submit(run, submit, environment)
+            wait_for(
+                lambda: nodes_with_ranks(cluster) == 2,
+                200,
+                "a rank on each node, though one has room for both",
+            )
+            result = result_of(output.result())
             again = run(submit, environment)
             assert "is finished; another --name trains anew" in again
             assert result_of(again) == result

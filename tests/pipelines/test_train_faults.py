@@ -153,7 +153,8 @@ def hang_a_rank(trial: TrialCluster, training: Submitted) -> None:
 
 
 class Trouble(NamedTuple):
-    """What happens at a third of a training, by its `progress`, and how often that is then restarted."""
+    """What happens at a third of a training, by its `progress`, how often that is then restarted, and what is
+    said of it to whoever follows the job."""
 
     cause: Callable[[TrialCluster, Submitted], None]
     num_restarts: int
@@ -177,7 +178,9 @@ FAULTS = {
     ),
     f"the store refuses writes for {SECONDS_OF_REFUSAL} s": Trouble(refuse_writes, 0),
     "MLflow is away for the middle third": Trouble(take_mlflow_away, 0),
-    "the newest checkpoint is damaged, a worker is killed": Trouble(damage_the_newest_checkpoint, 1),
+    "the newest checkpoint is damaged, a worker is killed": Trouble(
+        damage_the_newest_checkpoint, 1, said="the checkpoint before it is taken"
+    ),
 }
 
 
