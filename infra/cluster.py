@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -34,6 +35,9 @@ REPOSITORY = Path(__file__).parent.parent
 OUR_PACKAGES = ("nst", "infra", "pipelines")
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_GREET = 10.0
+# Of a Ray on this machine alone. Ray would take the address at which others reach the machine, and be cut off
+# from itself when that goes, as a laptop's does between two networks. (127.0.0.1 it would replace.)
+LOOPBACK_ADDRESS = "127.0.0.254"
 NUM_HANDSHAKES = 2  # Ray's own tries; by itself it takes 20, and says so each time
 SECONDS_BETWEEN_NOTES = 60.0
 SECONDS_WITHOUT_CPU = 900.0  # an autoscaler needs minutes for a machine; longer means that none will come
@@ -256,6 +260,8 @@ def _start(num_cpus: int, options: dict[str, Any]) -> None:
             num_cpus=num_cpus,
             include_dashboard=False,
             _temp_dir=_local.folder,
+            # only Linux has all of 127.0.0.0/8; elsewhere Ray stays on loopback by itself
+            _node_ip_address=LOOPBACK_ADDRESS if sys.platform.startswith("linux") else None,
             **options,
         )
 

@@ -30,15 +30,12 @@ import click
 import psutil
 import requests
 
-from infra.cluster import num_usable_cpus
+from infra.cluster import LOOPBACK_ADDRESS, num_usable_cpus
 from infra.local_node import MARK, Node, kill_all, marked, processes_of
 from infra.local_servers import SECONDS_TO_START, SECONDS_TO_STOP, end_of, free_port, mlflow_server
 
 log = logging.getLogger(__name__)
 
-# On loopback, too, so that the cluster outlives a laptop's change of networks: 127.0.0.1 Ray would replace
-# with the machine's own address.
-HEAD_ADDRESS = "127.0.0.254"
 FIRST_ADDRESS = ipaddress.ip_address("127.0.0.2")
 SECONDS_TO_ANSWER = 10.0
 SECONDS_TO_DRAIN = 60.0
@@ -100,7 +97,7 @@ class LocalCluster:
     def start_head(self, *, jobs_port: int = 0) -> Node:
         """The head; its jobs server listens on 127.0.0.1, at `jobs_port` or a free one."""
         head = ["--head", "--port=0", f"--temp-dir={self._folder}", "--num-cpus=0", "--num-gpus=0"]
-        head += [f"--node-ip-address={HEAD_ADDRESS}", "--dashboard-host=127.0.0.1"]
+        head += [f"--node-ip-address={LOOPBACK_ADDRESS}", "--dashboard-host=127.0.0.1"]
         head += [f"--dashboard-port={jobs_port}"]
         process, mark, log_path = self._start(*head, f"--ray-client-server-port={free_port()}")
         # Ray replaces a busy port.

@@ -20,12 +20,13 @@ from pipelines import preflight
 from tests.servers import REPOSITORY, MlflowServer, ray_cluster
 
 
-def run_program(program: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs `program` in a fresh process with an empty home and none of Ray's settings."""
+def run_program(program: str, home: Path, *within: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs `program` in a fresh process (of the command `within`) with an empty home and none of Ray's
+    settings."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     home.mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, "-c", program],
+        [*within, sys.executable, "-c", program],
         cwd=REPOSITORY,
         env={**environment, "HOME": str(home), **variables},
         capture_output=True,
@@ -71,6 +72,45 @@ def test_a_local_instance_is_private_quiet_and_leaves_nothing(tmp_path: Path) ->
     assert seen["token"] == 64
     assert not seen["left"]
     assert not (tmp_path / "home" / ".ray").exists()
+
+
+MOVING_PROGRAM = """
+import subprocess
+import ray
+from infra import cluster
+
+def ip(words):
+    subprocess.run(["ip", *words.split()], check=True)
+
+@ray.remote
+class Guest:
+    def is_here(self):
+        return True
+
+ip("link set lo up")
+ip("link add inside type veth peer name outside")
+ip("link set outside up")
+ip("link set inside up")
+ip("address add 198.51.100.7/24 dev inside")
+ip("route add default via 198.51.100.1")
+cluster.connect(min_cpus=2)
+assert ray.get(Guest.remote().is_here.remote(), timeout=60)
+ip("address flush dev inside")
+ip("address add 203.0.113.7/24 dev inside")
+assert ray.get(Guest.remote().is_here.remote(), timeout=60)
+print("still here")
+"""
+
+
+@pytest.mark.slow
+def test_a_local_instance_outlives_a_change_of_networks(tmp_path: Path) -> None:
+    unshare = ("unshare", "--map-root-user", "--net")
+    make_link = ("ip", "link", "add", "inside", "type", "veth", "peer", "name", "outside")
+    if subprocess.run(["env", *unshare, *make_link], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody have a network of their own")
+    done = run_program(MOVING_PROGRAM, tmp_path / "home", *unshare)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "still here"
 
 
 @pytest.mark.parametrize(
