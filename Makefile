@@ -25,7 +25,7 @@ demo: install ## The whole chain on real images, on this machine (about 3 minute
 test: install ## All tests (real Ray, S3 and MLflow servers)
 	$(BIN)/python -m pytest -m "not faults" --durations=12
 
-test-faults: install ## Series of failures, minutes each
+test-faults: install ## Series of failures, and what compiles for long (about an hour)
 	$(BIN)/python -m pytest -m faults --durations=12
 
 fault-matrix: install ## One training for each fault; writes the table of outcomes into the README

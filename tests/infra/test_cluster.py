@@ -353,7 +353,7 @@ def test_joining_a_cluster_needs_its_token(tmp_path: Path) -> None:
         joined = run_program(JOIN_PROGRAM, tmp_path / "home", **running.environment)
         assert joined.returncode == 0, joined.stderr
         assert "num_cpus=4, num_gpus=0, num_nodes=3, is_local=False" in joined.stdout
-        assert "('127.0.0.2', {}), ('127.0.0.3', {})" in joined.stdout  # no problem, the driver's own code
+        assert "[('127.0.0.2', {}), ('127.0.0.254', {}), ('127.0.0.3', {})]" in joined.stdout  # no problem
         wrong = {**running.environment, "RAY_AUTH_TOKEN": "0" * 64}
         started = time.monotonic()
         refused = run_program(JOIN_PROGRAM, tmp_path / "home", **wrong)

@@ -102,7 +102,7 @@ def test_the_transform_can_be_exported_for_any_size() -> None:
     torch.testing.assert_close(haar_synthesis(*haar_analysis(images)), images)
 
 
-@pytest.mark.slow
+@pytest.mark.faults  # half a minute of compiling, where the cache is cold
 @pytest.mark.parametrize("size", [(16, 24), (9, 14)])
 def test_the_transform_compiles_in_one_piece(size: tuple[int, int]) -> None:
     torch.compiler.reset()
@@ -117,7 +117,7 @@ def test_the_transform_compiles_in_one_piece(size: tuple[int, int]) -> None:
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.slow
+@pytest.mark.faults  # as above
 def test_one_compiled_pyramid_serves_all_sizes() -> None:
     torch.compiler.reset()
     compiled = torch.compile(lambda images: haar_pyramid(images, 2), fullgraph=True, dynamic=True)
