@@ -9,15 +9,13 @@ import math
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,8 @@ from ray._raylet import (  # compiled, without stubs
     Config,  # pyright: ignore[reportAttributeAccessIssue]
 )
 from ray.exceptions import AuthenticationError, RayError, RayTaskError
+
+from infra import scratch
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,11 @@ class ClusterInfo:
 
 @dataclass
 class _Local:
-    """The instance that this process started; its logs, sockets and spilled objects are in `folder`."""
+    """The instance that this process started; its logs, sockets and spilled objects are in `folder`, until
+    `cleanup` is closed."""
 
     folder: str | None = None
+    cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
 _local = _Local()
@@ -109,9 +111,8 @@ def _own_sigterm_handler() -> Iterator[None]:
 def disconnect() -> None:
     """Leaves the cluster; ends a local one and removes its files."""
     ray.shutdown()
-    if _local.folder:
-        shutil.rmtree(_local.folder, ignore_errors=True)  # a process of Ray's may still write its last line
-        _local.folder = None
+    _local.folder = None
+    _local.cleanup.close()
 
 
 def remote_address() -> str | None:
@@ -251,7 +252,8 @@ def _start(num_cpus: int, options: dict[str, Any]) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     _take_up_auth_mode()
     # A short path: those of the sockets below it may have 107 characters. Its own: other users have theirs.
-    _local.folder = tempfile.mkdtemp(prefix="nst-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
+    folder = scratch.folder("nst-ray-", parent=os.environ.get("RAY_TMPDIR", "/tmp"))
+    _local.folder = _local.cleanup.enter_context(folder)
     atexit.register(disconnect)
     search_path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     with environment(PYTHONPATH=search_path):  # Ray's processes inherit it, and so do the workers

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import ray
 from ray.exceptions import WorkerCrashedError
 
-from infra import cluster, cluster_nodes, places, tracking_server
+from infra import cluster, cluster_nodes, places, scratch, tracking_server
 from infra.cluster_nodes import Demand
 from pipelines import preflight
 from tests.servers import REPOSITORY, MlflowServer, ray_cluster
@@ -72,6 +74,29 @@ def test_a_local_instance_is_private_quiet_and_leaves_nothing(tmp_path: Path) ->
     assert seen["token"] == 64
     assert not seen["left"]
     assert not (tmp_path / "home" / ".ray").exists()
+
+
+KILLED_PROGRAM = """
+import os, signal
+from infra import cluster
+
+cluster.connect(min_cpus=2)
+print(cluster._local.folder, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.faults
+def test_what_a_killed_program_left_goes_when_the_next_one_starts(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="nst-", dir="/tmp") as parent:  # short: Ray's sockets lie in it
+        killed = run_program(KILLED_PROGRAM, tmp_path / "home", RAY_TMPDIR=parent)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        (left,) = Path(parent).iterdir()
+        assert str(left) == killed.stdout.strip()
+        os.utime(left / scratch.IN_USE, (0, 0))
+        done = run_program(LOCAL_PROGRAM, tmp_path / "home", RAY_TMPDIR=parent)
+        assert done.returncode == 0, done.stderr
+        assert list(Path(parent).iterdir()) == []
 
 
 MOVING_PROGRAM = """
